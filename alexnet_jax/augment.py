@@ -1,0 +1,133 @@
+"""Augmentation and views (paper, section 4.1): pure functions of a key and one image.
+
+An image is (H, W, C), pixels in 0..255. A batch is `jax.vmap` over keys and images.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ColorPCA:
+    """Principal components of the colours of a training set, for pixels scaled to [0, 1].
+
+    eigenvectors: (3, 3), the columns are p1 p2 p3, largest first.
+    eigenvalues: (3,), variances along them.
+    """
+
+    eigenvectors: jax.Array
+    eigenvalues: jax.Array
+
+
+def random_crop(key, image, size):
+    """Cuts a square out of an image, at a place drawn uniformly.
+
+    Args:
+      key: a jax.random key.
+      image: (H, W, C) array.
+      size: side of the square, at most H and W; offsets are 0..H-size and 0..W-size inclusive.
+
+    Returns:
+      (size, size, C) array of the same dtype.
+    """
+    height, width, maps = image.shape
+    top, left = jax.random.randint(key, (2,), 0, jnp.array([height - size + 1, width - size + 1]))
+    return jax.lax.dynamic_slice(image, (top, left, 0), (size, size, maps))
+
+
+def random_flip(key, image):
+    """Mirrors an (H, W, C) image left to right with probability 1/2."""
+    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def center_crop(image, size):
+    """The central (size, size, C) square of an (H, W, C) image."""
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def ten_crop(image, size):
+    """The four corners and the centre of an image, and their mirror images.
+
+    Args:
+      image: (H, W, C) array.
+      size: side of a view, at most H and W.
+
+    Returns:
+      (10, size, size, C): top left, top right, bottom left, bottom right, centre, and
+      the same five mirrored left to right.
+    """
+    bottom, right = image.shape[0] - size, image.shape[1] - size
+    corners = [image[i : i + size, j : j + size] for i in (0, bottom) for j in (0, right)]
+    views = jnp.stack([*corners, center_crop(image, size)])
+    return jnp.concatenate([views, views[:, :, ::-1]])
+
+
+def pca_jitter(key, image, pca, std=0.1, *, scale: Literal["eigenvalue", "stdev"] = "eigenvalue"):
+    """Shifts all pixels of an image along the principal colours, by one draw an image.
+
+    [p1 p2 p3] [a1 l1, a2 l2, a3 l3]^T is added to each pixel, a ~ N(0, std^2).
+
+    Args:
+      key: a jax.random key.
+      image: (H, W, 3) floating-point array, pixels in 0..255 (a mean may be subtracted).
+      pca: ColorPCA of the training set.
+      std: standard deviation of a.
+      scale: l are the eigenvalues of pixels in [0, 1] (paper), or their square roots,
+        the standard deviations (2012 program).
+
+    Returns:
+      Array of the shape and dtype of image, not clipped.
+
+    Raises:
+      ValueError: for another scale.
+    """
+    if scale not in ("eigenvalue", "stdev"):
+        raise ValueError(f"scale is {scale!r}; accepted are 'eigenvalue' (paper) and 'stdev' (2012 program).")
+    spread = pca.eigenvalues if scale == "eigenvalue" else jnp.sqrt(pca.eigenvalues)
+    a = std * jax.random.normal(key, (3,))
+    return image + (255 * pca.eigenvectors @ (a * spread)).astype(image.dtype)
+
+
+def fit_color_pca(images):
+    """Principal components of the colours of a set of images.
+
+    Args:
+      images: (..., 3) array of pixels in 0..255, or an iterable of such arrays.
+
+    Returns:
+      ColorPCA of the covariance of all pixels, each pixel one sample, summed in float64.
+
+    Raises:
+      ValueError: if there are no pixels or not three channels.
+    """
+    count, total, square = 0, np.zeros(3), np.zeros((3, 3))
+    for image in [images] if hasattr(images, "shape") else images:
+        if np.shape(image)[-1] != 3:
+            raise ValueError(f"an image has shape {np.shape(image)}; the colour PCA needs 3 channels on the last axis.")
+        pixels = np.asarray(image, np.float64).reshape(-1, 3)
+        count, total, square = count + len(pixels), total + pixels.sum(0), square + pixels.T @ pixels
+    if not count:
+        raise ValueError("no pixels were given; the colour PCA needs at least one image.")
+    return color_pca_from_sums(count, total, square)
+
+
+def color_pca_from_sums(count, total, square):
+    """ColorPCA from the number of pixels, their sum (3,) and the sum of their outer products (3, 3), in 0..255."""
+    mean = total / count
+    covariance = (square / count - np.outer(mean, mean)) / 255**2
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+    largest_first = np.argsort(-eigenvalues)
+    eigenvectors = eigenvectors[:, largest_first]
+    # The sign of an eigenvector is arbitrary: make its largest component positive on every machine.
+    signs = np.sign(eigenvectors[np.abs(eigenvectors).argmax(0), range(3)])
+    return ColorPCA(
+        jnp.asarray(eigenvectors * signs, jnp.float32),
+        # Grey pictures have two eigenvalues that are zero up to rounding, which may be below it.
+        jnp.asarray(np.maximum(eigenvalues[largest_first], 0), jnp.float32),
+    )

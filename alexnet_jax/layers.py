@@ -1,0 +1,132 @@
+"""The operations of the network (paper, sections 3.1 to 3.4) as pure functions.
+
+Axes: N batch, H and W space, C maps. All arrays are channels-last.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def convolution(x, kernel, *, stride=1, padding=0):
+    """Cross-correlates a batch of maps with a bank of kernels.
+
+    y[n, i, j, o] = sum over a, b, c of x[n, s i + a - p, s j + b - p, c] kernel[a, b, c, o]
+
+    Args:
+      x: (N, H, W, C) floating-point array.
+      kernel: (h, w, C, O) array of the same dtype.
+      stride: distance s between neighbouring receptive fields, in pixels.
+      padding: rows and columns of zeros around the image. One number p for all
+        four sides, or a pair (before, after): the paper's first layer takes
+        224 pixels to 55 outputs with (0, 3).
+
+    Returns:
+      (N, H', W', O) with H' = (H + before + after - h) // stride + 1.
+
+    Source: paper, section 3.5; the pair (0, 3) is what the 2012 program did.
+    """
+    before, after = padding if isinstance(padding, tuple) else (padding, padding)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(before, after)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def max_pool(x, size=3, stride=2):
+    """Takes the maximum over square windows; they overlap when stride < size.
+
+    Args:
+      x: (N, H, W, C) array.
+      size: side of a window, the paper's z, in pixels.
+      stride: distance between neighbouring windows, the paper's s, in pixels.
+
+    Returns:
+      (N, (H - size) // stride + 1, (W - size) // stride + 1, C), dtype of x.
+      Rows and columns that fill no whole window are left out.
+
+    Source: paper, section 3.4.
+    """
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    # A Python scalar keeps JAX's recognition of a maximum, which has a gradient.
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, "VALID")
+
+
+@functools.partial(jax.jit, static_argnames=("n", "k", "alpha", "beta", "average"))
+def local_response_norm(x, n=5, k=2.0, alpha=1e-4, beta=0.75, *, average=False):
+    """Divides each activity by a power of the energy of its neighbouring maps.
+
+    b_i = a_i / (k + alpha * sum of a_j^2 over j in window(i))^beta
+
+    where window(i) = max(0, i - n//2) .. min(C-1, i + n//2) is clipped at the
+    first and the last map of x: with one array a tower, no window crosses from
+    one tower to the other.
+
+    Args:
+      x: (..., C) floating-point array; the last axis holds the maps. Narrower
+        types than float32 are computed in float32 and rounded once.
+      n: number of adjacent maps in a window; odd.
+      k, alpha, beta: constants of the formula.
+      average: whether alpha multiplies the mean over n (the 2012 program, Caffe,
+        PyTorch) instead of the sum (the paper, TensorFlow).
+
+    Returns:
+      Array of the shape and dtype of x.
+
+    Raises:
+      ValueError: if n is not a positive odd number.
+
+    Source: paper, section 3.3.
+    """
+    if n < 1 or n % 2 == 0:
+        raise ValueError(f"n is {n}; the window of maps must be a positive odd number, such as 5.")
+    return _lrn(x, n, k, alpha / n if average else alpha, beta)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _lrn(x, n, k, alpha, beta):
+    return _lrn_forward(x, n, k, alpha, beta)[0]
+
+
+def _lrn_forward(x, n, k, alpha, beta):
+    a = _at_least_float32(x)
+    d = k + alpha * _window_sum(a * a, n)
+    # Only x is kept for the gradient: to compute d again costs less than to store it.
+    return (a * _power(d, -beta)).astype(x.dtype), x
+
+
+def _lrn_backward(n, k, alpha, beta, x, g):
+    # dL/da_i = g_i d_i^-beta - 2 alpha beta a_i * sum over windows that hold i of g_j a_j d_j^(-beta-1);
+    # the windows are symmetric, so those that hold i are centred in window(i).
+    a, g32 = _at_least_float32(x), _at_least_float32(g)
+    d = k + alpha * _window_sum(a * a, n)
+    scale = _power(d, -beta)
+    dx = g32 * scale - 2 * alpha * beta * a * _window_sum(g32 * a * scale / d, n)
+    return (dx.astype(x.dtype),)
+
+
+_lrn.defvjp(_lrn_forward, _lrn_backward)
+
+
+def _window_sum(x, n):
+    """Sums n neighbours along the last axis, clipped at its ends."""
+    window = (1,) * (x.ndim - 1) + (n,)
+    # 0.0 as a Python scalar, for the same reason as in max_pool.
+    padding = [(0, 0)] * (x.ndim - 1) + [(n // 2, n // 2)]
+    return lax.reduce_window(x, 0.0, lax.add, window, (1,) * x.ndim, padding)
+
+
+def _power(d, exponent):
+    if exponent == -0.75:  # the paper's beta, with square roots instead of exp and log
+        root = lax.rsqrt(d)
+        return root * lax.sqrt(root)
+    return d**exponent
+
+
+def _at_least_float32(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,118 @@
+"""The network (paper, section 3): one Flax module that interprets an architecture.
+
+Towers are the first axis of every parameter: kernels have shape (T, h, w, C, O/T),
+dense weights (T, I, O/T), biases (T, O/T). Activations are a list, one array a tower.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from alexnet_jax import architectures, layers, towers
+from alexnet_jax.architectures import LRN, Conv, Dense, Dropout, Flatten, Input, MaxPool, ReLU
+
+
+class AlexNet(nn.Module):
+    """A network of layers: `AlexNet(PAPER).init(key, images)`, `.apply(variables, images)`.
+
+    Attributes:
+      architecture: tuple of layers, as in architectures.py.
+      dtype: type of the activations; parameters and logits are float32.
+      devices: mesh devices that share the towers; more than one only under towers.spread.
+    """
+
+    architecture: architectures.Architecture
+    dtype: jnp.dtype = jnp.float32
+    devices: int = 1
+
+    @nn.compact
+    def __call__(self, images, *, train=False, index=None):
+        """Computes the logits of a batch.
+
+        Args:
+          images: (N, H, W, channels), H = W = the architecture's input size; pixels in 0..255,
+            float with the mean subtracted (uint8 is accepted and taken as it is).
+          train: whether units drop out; needs `rngs={"dropout": key}`.
+          index: (N,) integers that name the examples: a mask is drawn from (key, layer,
+            index, tower), so that it does not depend on the number of devices. Default: 0..N-1.
+
+        Returns:
+          (N, K) float32 logits. Each layer's output, joined over this device's towers, is sown
+          into the collection "intermediates" as NAME_output (Linen keeps NAME for the parameters).
+
+        Raises:
+          ValueError: if the images do not have the architecture's size.
+        """
+        size, channels = self.architecture[0].size, self.architecture[0].channels
+        if images.shape[1:] != (size, size, channels):
+            raise ValueError(f"images have shape {images.shape}; this network takes (N, {size}, {size}, {channels}).")
+        axis = towers.TOWER if self.devices > 1 else None
+        local = architectures.towers_of(self.architecture) // self.devices
+        index = jnp.arange(images.shape[0]) if index is None else index
+
+        hs = [images.astype(self.dtype)] * local  # each tower sees the picture
+        for name, layer in zip(architectures.layer_names(self.architecture), self.architecture, strict=True):
+            match layer:
+                case Input():
+                    continue
+                case Conv(sees="all") | Dense(sees="all"):
+                    joined = towers.join(hs, axis)
+                    hs = _Weights(layer, local, self.devices, self.dtype, name=name)([joined] * local)
+                case Conv() | Dense():
+                    hs = _Weights(layer, local, self.devices, self.dtype, name=name)(hs)
+                case ReLU():
+                    hs = [nn.relu(h) for h in hs]
+                case LRN():
+                    norm = functools.partial(
+                        layers.local_response_norm,
+                        n=layer.n, k=layer.k, alpha=layer.alpha, beta=layer.beta, average=layer.average,
+                    )  # fmt: skip
+                    hs = [norm(h) for h in hs]
+                case MaxPool(size, stride):
+                    hs = [layers.max_pool(h, size, stride) for h in hs]
+                case Flatten():
+                    hs = [h.reshape(h.shape[0], -1) for h in hs]  # (N, H W C)
+                case Dropout() if train:
+                    first = towers.first_tower(local, axis)
+                    key = self.make_rng("dropout")
+                    hs = [_drop(key, index, first + t, h, layer) for t, h in enumerate(hs)]
+                case Dropout(rescale=False):
+                    hs = [h * (1 - layer.rate) for h in hs]
+            self.sow("intermediates", f"{name}_output", hs[0] if local == 1 else jnp.concatenate(hs, -1))
+        # The last layer of an odd number of classes was rounded up to the towers.
+        return towers.join(hs, axis)[:, : self.architecture[-1].units].astype(jnp.float32)
+
+
+class _Weights(nn.Module):
+    """A Conv or Dense layer of the towers on this device."""
+
+    layer: Conv | Dense
+    local: int
+    devices: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hs):
+        layer = self.layer
+        outputs = layer.maps if isinstance(layer, Conv) else layer.units
+        outputs = -(-outputs // (self.local * self.devices))  # of one tower
+        window = (layer.size, layer.size) if isinstance(layer, Conv) else ()
+        shape = (self.local, *window, hs[0].shape[-1], outputs)
+        kernel = self.param("kernel", nn.initializers.normal(layer.std), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.constant(layer.bias), (self.local, outputs)).astype(self.dtype)
+        if isinstance(layer, Dense):
+            return [h @ kernel[t] + bias[t] for t, h in enumerate(hs)]  # (N, units/T)
+        convolve = functools.partial(layers.convolution, stride=layer.stride, padding=layer.padding)
+        return [convolve(h, kernel[t]) + bias[t] for t, h in enumerate(hs)]  # (N, H', W', maps/T)
+
+
+def _drop(key, index, tower, h, layer):
+    """Drops units of h, one mask for each (example, tower)."""
+
+    def mask(i):
+        return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, i), tower), 1 - layer.rate, h.shape[1:])
+
+    kept = jnp.where(jax.vmap(mask)(index), h, 0)
+    return kept / (1 - layer.rate) if layer.rescale else kept
