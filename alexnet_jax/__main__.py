@@ -1,0 +1,5 @@
+"""python -m alexnet_jax COMMAND"""
+
+from alexnet_jax.cli import main
+
+main()

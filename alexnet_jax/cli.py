@@ -1,0 +1,71 @@
+"""The commands of `python -m alexnet_jax`: summary, prepare, evaluate."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+
+# Heavy imports stand where they are used, so that --help is quick.
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command; errors that the user can mend are told in a sentence."""
+    parser = argparse.ArgumentParser(prog="python -m alexnet_jax", description="AlexNet in JAX: side jobs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    summary = commands.add_parser("summary", help="print the table of layers, sizes and parameters")
+    summary.add_argument("architecture", nargs="?", default="PAPER", help="PAPER, SLIDES or QUICKSTART")
+    summary.add_argument("--batch_size", type=int, default=1, help="pictures that the sizes are given for")
+    summary.set_defaults(run=_summary)
+
+    prepare = commands.add_parser("prepare", help="make ImageNet's tars into square pictures, once")
+    prepare.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
+    prepare.add_argument("--tars", default="", help="folder of the two tars; default DATA_DIR/downloads/manual")
+    prepare.add_argument("--image_size", type=int, default=256, help="side of the pictures in pixels")
+    prepare.set_defaults(run=_prepare)
+
+    evaluate = commands.add_parser("evaluate", help="errors of a run's checkpoint, one view and ten")
+    evaluate.add_argument("--workdir", required=True, help="folder of the run")
+    evaluate.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    evaluate.add_argument("--data_dir", help="instead of the run's own")
+    evaluate.add_argument("--batch_size", type=int, help="instead of the run's own")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object more")
+    evaluate.set_defaults(run=_evaluate)
+
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+    from alexnet_jax.config import UsageError
+
+    try:
+        options.run(options)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+
+
+def _summary(options):
+    from alexnet_jax import architectures
+    from alexnet_jax.config import UsageError
+    from alexnet_jax.summary import summary
+
+    if options.architecture not in architectures.NAMED:
+        raise UsageError(f"{options.architecture!r} is no network; accepted are {', '.join(architectures.NAMED)}.")
+    print(summary(architectures.NAMED[options.architecture], options.batch_size))
+
+
+def _prepare(options):
+    from alexnet_jax.data import hide_accelerators_from_tensorflow, imagenet
+
+    hide_accelerators_from_tensorflow()
+    print(f"Prepared: {imagenet.prepare(options.data_dir, options.image_size, options.tars)}")
+
+
+def _evaluate(options):
+    from alexnet_jax import data, train
+
+    data.hide_accelerators_from_tensorflow()
+    errors = train.evaluate_workdir(
+        options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size
+    )
+    if options.json:
+        print(json.dumps({name: dataclasses.asdict(e) for name, e in errors.items()}))

@@ -1,0 +1,136 @@
+"""The fields of a config: their types, what they accept, and errors before any work starts."""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+
+import ml_collections
+
+from alexnet_jax import architectures
+
+
+class UsageError(ValueError):
+    """Something that the user can mend; the message says what is wrong, what is accepted and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field's type, the values it accepts (in words and as a test), and whether a resumed run may change it."""
+
+    kind: type
+    accepted: str
+    accepts: object = lambda value: True
+    free: bool = False
+
+
+def _one_of(*values: str) -> Field:
+    return Field(str, "one of " + ", ".join(values), lambda value: value in values)
+
+
+_POSITIVE = Field(int, "an integer of at least 1", lambda value: value >= 1)
+_NOT_NEGATIVE = Field(int, "an integer of at least 0", lambda value: value >= 0)
+_SHARE = Field(float, "a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
+_ABOVE_ZERO = Field(float, "a number above 0", lambda value: value > 0)
+_AT_LEAST_ZERO = Field(float, "a number of at least 0", lambda value: value >= 0)
+_TEXT = Field(str, "text")
+_FLAG = Field(bool, "True or False")
+
+
+def _free(field: Field) -> Field:
+    return dataclasses.replace(field, free=True)
+
+
+# Fields that are free may differ when a run is resumed: they change how far or where it
+# runs, not what a step means.
+FIELDS = {
+    "dataset": Field(str, "'digits', 'imagenet2012', 'folder:PATH' or the name of a TFDS dataset", bool),
+    "data_dir": _free(_TEXT),
+    "train_split": _TEXT,
+    "eval_split": _TEXT,
+    "image_size": _POSITIVE,
+    "num_classes": _NOT_NEGATIVE,
+    "architecture": _one_of(*architectures.NAMED),
+    "dtype": _one_of("float32", "bfloat16"),
+    "seed": _NOT_NEGATIVE,
+    "batch_size": _POSITIVE,
+    "num_epochs": _free(_POSITIVE),
+    "num_steps": _free(_NOT_NEGATIVE),
+    "augment.crop": _FLAG,
+    "augment.flip": _FLAG,
+    "augment.pca_std": _AT_LEAST_ZERO,
+    "augment.pca_scale": _one_of("eigenvalue", "stdev"),
+    "learning_rate": _ABOVE_ZERO,
+    "momentum": _SHARE,
+    "weight_decay": _AT_LEAST_ZERO,
+    "weight_decay_form": _one_of("decoupled", "paper"),
+    "plateau.factor": Field(float, "a number between 0 and 1", lambda value: 0 < value < 1),
+    "plateau.patience": _POSITIVE,
+    "plateau.drops": _NOT_NEGATIVE,
+    "plateau.threshold": _SHARE,
+    "mesh.tower": _free(_POSITIVE),
+    "eval_batch_size": _free(_POSITIVE),
+    "ten_views": _free(_FLAG),
+    "checkpoint_every_steps": _free(_POSITIVE),
+    "log_every_steps": _free(_POSITIVE),
+    "profile": _free(_FLAG),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UsageError for a field that is unknown, missing, of another type or out of range."""
+    values = flatten(config)
+    for name in values:
+        if name not in FIELDS:
+            close = difflib.get_close_matches(name, FIELDS)
+            hint = f"did you mean {close[0]!r}?" if close else "accepted are " + ", ".join(FIELDS) + "."
+            raise UsageError(f"config has no field {name!r}; {hint} Correct or remove it.")
+    for name, field in FIELDS.items():
+        if name not in values:
+            raise UsageError(f"config lacks the field {name!r} ({field.accepted}). Start from configs/alexnet.py.")
+        value = values[name]
+        right_type = type(value) is field.kind or (field.kind is float and type(value) is int)
+        if not right_type or not field.accepts(value):
+            raise UsageError(
+                f"config.{name} is {value!r}; accepted is {field.accepted}. Set --config.{name} to such a value."
+            )
+    size = architectures.NAMED[config.architecture][0].size
+    if config.image_size < size:
+        raise UsageError(
+            f"config.image_size is {config.image_size}; accepted is {size}, the input of "
+            f"{config.architecture}, or more. Set --config.image_size={size} or choose another architecture."
+        )
+
+
+def check_resumable(config: ml_collections.ConfigDict, saved: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Raises UsageError if a run in workdir was started with values that a resumed run may not change."""
+    now, before = flatten(config), flatten(saved)
+    for name in sorted(now.keys() | before.keys()):
+        if now.get(name) != before.get(name) and not (name in FIELDS and FIELDS[name].free):
+            raise UsageError(
+                f"{workdir} holds a run with {name}={before.get(name)!r}, and this one has {name}={now.get(name)!r}. "
+                f"To resume it, set --config.{name}={before.get(name)}; to start anew, give another --workdir."
+            )
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """Nested fields by dotted name, e.g. {"mesh.tower": 1}."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= {f"{name}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def save(config: ml_collections.ConfigDict, path: Path) -> None:
+    """Writes the config as JSON, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    partial.replace(path)
+
+
+def load(path: Path) -> ml_collections.ConfigDict:
+    """Reads what save wrote."""
+    return ml_collections.ConfigDict(json.loads(path.read_text()))

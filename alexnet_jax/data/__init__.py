@@ -1,0 +1,18 @@
+"""The data path (paper, section 2): the only place that imports TensorFlow.
+
+sources      datasets by name, read by random access
+digits       the digits that need no download
+imagenet     ILSVRC-2012 from its tars to 256x256 records
+pictures     encoded bytes -> square uint8 pictures
+batches      the order of examples, and tf.data
+statistics   mean image and colour PCA
+survey       one pass before training that finds what is broken
+"""
+
+
+def hide_accelerators_from_tensorflow() -> None:
+    """Keeps TensorFlow, which only reads data here, from taking the accelerator's memory."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")

@@ -1,0 +1,184 @@
+"""Datasets by name: where the encoded pictures and the labels of a split come from.
+
+Both kinds of source are read by random access: `read(indices)` gives the encoded
+bytes and the labels of any examples, which is what lets a run resume anywhere.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from alexnet_jax.config import UsageError
+from alexnet_jax.data import imagenet
+from alexnet_jax.data.digits import Digits
+
+EVAL_SPLITS = ("validation", "val", "test")
+
+
+class Source(Protocol):
+    """One split of a dataset."""
+
+    name: str  # for messages, e.g. "digits, split train"
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
+        """The encoded pictures and the labels (int32) of some examples."""
+
+    def describe(self, index: int) -> str:
+        """What a person needs to find an example: its path or key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """Image files in class folders."""
+
+    name: str
+    paths: list[str]
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.paths)
+
+    def read(self, indices):
+        return [Path(self.paths[i]).read_bytes() for i in indices], self.labels[indices]
+
+    def describe(self, index):
+        return self.paths[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordSource:
+    """Examples of a TFDS dataset in array_record files."""
+
+    name: str
+    records: Sequence  # of dictionaries, by TFDS's as_data_source
+
+    def __len__(self):
+        return len(self.records)
+
+    def read(self, indices):
+        examples = self.records.__getitems__([int(i) for i in indices])
+        return [e["image"] for e in examples], np.array([e["label"] for e in examples], np.int32)
+
+    def describe(self, index):
+        example = self.records[int(index)]
+        name = example.get("file_name") or example.get("image/filename")
+        return f"{name.decode() if isinstance(name, bytes) else name or f'record {index}'} of {self.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The two splits of a dataset and what its labels mean."""
+
+    train: Source
+    evaluation: Source
+    num_classes: int | None
+    class_names: list[str] | None
+    statistics: object | None  # statistics.Statistics of the training split, where preparation stored them
+
+
+def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str, eval_split: str) -> Dataset:
+    """Opens a dataset; small ones that TFDS can make by itself are made first.
+
+    Args:
+      name: "folder:PATH" (PATH/SPLIT/CLASS/FILE), "digits", "imagenet2012", or any TFDS
+        dataset with an "image" and a "label".
+      data_dir: where TFDS keeps its datasets; "" for its default, ~/tensorflow_datasets.
+      image_size: side in pixels that imagenet2012 was prepared at.
+      train_split, eval_split: names of the splits; eval_split "" is the first there is of
+        validation, val and test.
+
+    Raises:
+      UsageError: if the dataset, a split or a feature is not there, or a folder is empty.
+    """
+    if name.startswith("folder:"):
+        return _open_folder(name.removeprefix("folder:"), train_split, eval_split)
+    builder = _builder(name, data_dir, image_size)
+    splits = _choose_splits(name, builder.info.splits, train_split, eval_split)
+    for feature in ("image", "label"):
+        if feature not in builder.info.features:
+            raise UsageError(
+                f"dataset {name!r} has the features {', '.join(builder.info.features)}; training takes a dataset "
+                f"with an 'image' and a 'label'. Choose another --config.dataset."
+            )
+    # Other features are not decoded, and a picture stays in the bytes it is stored in.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    sources = [
+        RecordSource(f"{name}, split {split}", builder.as_data_source(split, decoders=decoders)) for split in splits
+    ]
+    label = builder.info.features["label"]
+    known = isinstance(label, tfds.features.ClassLabel) and label.num_classes
+    return Dataset(
+        *sources,
+        num_classes=label.num_classes if known else None,
+        class_names=label.names if known else None,
+        statistics=imagenet.read_statistics(builder) if name == "imagenet2012" else None,
+    )
+
+
+def _open_folder(path: str, train_split: str, eval_split: str) -> Dataset:
+    layout = "it holds SPLIT/CLASS/*.jpg, .jpeg or .png, for example train/cat/1.jpg and val/cat/2.jpg"
+    if not Path(path).expanduser().is_dir():
+        raise UsageError(f"folder:{path}: there is no such folder. Give the path of a folder; {layout}.")
+    builder = tfds.ImageFolder(path)
+    # ImageFolder reads by iteration only; its list of files is what random access needs.
+    files = builder._split_examples
+    if not any(files.values()):
+        raise UsageError(f"folder:{path} holds no pictures in class folders. Fill it so that {layout}.")
+    label = builder.info.features["label"]
+    sources = []
+    for split in _choose_splits(f"folder:{path}", files, train_split, eval_split):
+        if not files[split]:
+            raise UsageError(f"folder:{path}/{split} holds no pictures in class folders. Fill it so that {layout}.")
+        labels = np.array([label.str2int(example.label) for example in files[split]], np.int32)
+        paths = [example.image_path for example in files[split]]
+        sources.append(FolderSource(f"folder:{path}, split {split}", paths, labels))
+    return Dataset(*sources, num_classes=label.num_classes, class_names=label.names, statistics=None)
+
+
+def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuilder:
+    if name == "imagenet2012":
+        return imagenet.open_prepared(data_dir, image_size)
+    arguments = {"data_dir": data_dir or None, "file_format": "array_record"}
+    try:
+        builder = Digits(**arguments) if name == "digits" else tfds.builder(name, **arguments)
+    except tfds.core.DatasetNotFoundError as error:
+        close = difflib.get_close_matches(name, ["digits", *tfds.list_builders(with_community_datasets=False)])
+        raise UsageError(
+            f"dataset {name!r} is not known{f'; did you mean {close[0]!r}?' if close else '.'} Accepted are 'digits', "
+            "'imagenet2012', 'folder:PATH' and the names of https://www.tensorflow.org/datasets/catalog."
+        ) from error
+    if not builder.is_prepared():
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            raise UsageError(
+                f"dataset {name!r} is not in {builder.data_dir} and TFDS could not make it: {error}\n"
+                f"Prepare it on a machine with network access, then point --config.data_dir to it:\n"
+                f"  tfds build {name} --file_format=array_record --data_dir=DIR"
+            ) from error
+    if not builder.info.file_format.name == "ARRAY_RECORD":
+        raise UsageError(
+            f"dataset {name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}, which cannot be "
+            f"read by random access. Accepted is array_record; convert it once with\n"
+            f"  tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record --out_path=DIR"
+        )
+    return builder
+
+
+def _choose_splits(name: str, splits, train: str, evaluation: str) -> tuple[str, str]:
+    evaluation = evaluation or next((s for s in EVAL_SPLITS if s in splits), "")
+    for field, split in (("train_split", train), ("eval_split", evaluation)):
+        if split.split("[")[0] not in splits:
+            wanted = repr(split) if split else "named " + ", ".join(EVAL_SPLITS)
+            raise UsageError(
+                f"dataset {name!r} has no split {wanted}; it has {', '.join(map(repr, splits)) or 'none'}. "
+                f"Set --config.{field}=NAME to one of them."
+            )
+    return train, evaluation

@@ -1,0 +1,59 @@
+"""The mean image and the colour PCA of a training set (paper, sections 2 and 4.1)."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from alexnet_jax.augment import ColorPCA, color_pca_from_sums
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """mean_image: (S, S, 3) float32, pixels in 0..255; pca: ColorPCA of pixels in [0, 1]."""
+
+    mean_image: jax.Array
+    pca: ColorPCA
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez(
+                file,
+                mean_image=self.mean_image,
+                eigenvectors=self.pca.eigenvectors,
+                eigenvalues=self.pca.eigenvalues,
+            )
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Statistics":
+        """Reads what save wrote."""
+        with np.load(path) as arrays:
+            return cls(arrays["mean_image"], ColorPCA(arrays["eigenvectors"], arrays["eigenvalues"]))
+
+
+class Sums:
+    """Float64 sums over pictures of one size, from which the statistics follow."""
+
+    def __init__(self, image_size: int):
+        self.pictures = 0
+        self.image = np.zeros((image_size, image_size, 3))
+        self.square = np.zeros((3, 3))
+
+    def add(self, images: np.ndarray) -> None:
+        """Adds (N, S, S, 3) uint8 pictures."""
+        self.pictures += len(images)
+        self.image += images.sum(0, dtype=np.float64)
+        pixels = images.reshape(-1, 3).astype(np.float64)
+        self.square += pixels.T @ pixels
+
+    def statistics(self) -> Statistics:
+        """The mean image and the colour PCA of all pictures added."""
+        count = self.pictures * self.image.shape[0] ** 2
+        pca = color_pca_from_sums(count, self.image.sum((0, 1)), self.square)
+        return Statistics((self.image / self.pictures).astype(np.float32), pca)

@@ -1,0 +1,38 @@
+"""One pass over a split before training: its statistics, and what is broken in it."""
+
+from collections.abc import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from alexnet_jax.config import UsageError
+from alexnet_jax.data.batches import eval_batches
+from alexnet_jax.data.sources import Source
+from alexnet_jax.data.statistics import Statistics, Sums
+
+
+def survey(source: Source, *, image_size: int, num_classes: int) -> Statistics:
+    """Reads a split once: its statistics, and an error that names what cannot be trained on.
+
+    Raises:
+      UsageError: names the first picture that does not decode, or whose label is not in 0..num_classes-1.
+    """
+    sums = Sums(image_size)
+    batches = eval_batches(source, batch_size=min(64, len(source)), image_size=image_size)
+    with tqdm(total=len(source), desc=f"Reading {source.name}", unit=" images", mininterval=1) as bar:
+        for batch in batches:
+            kept = batch["mask"]
+            check_labels(batch["label"][kept], num_classes, lambda i, b=batch: source.describe(int(b["index"][i])))
+            sums.add(batch["image"][kept])
+            bar.update(int(kept.sum()))
+    return sums.statistics()
+
+
+def check_labels(labels: np.ndarray, num_classes: int, describe: Callable[[int], str]) -> None:
+    """Raises UsageError if a label is outside 0..num_classes-1; `describe(i)` names the i-th example."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise UsageError(
+            f"{describe(wrong[0])} has the label {labels[wrong[0]]}; accepted are 0 to {num_classes - 1}. "
+            "Set --config.num_classes to the number of classes, or choose a split that has labels (-1 means none)."
+        )

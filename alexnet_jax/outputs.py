@@ -1,0 +1,121 @@
+"""What a run shows and writes: progress, metrics.jsonl, TensorBoard events, result.json, the closing table."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from clu import metric_writers
+from tqdm import tqdm
+
+from alexnet_jax.evaluate import Errors
+
+
+class JsonLinesWriter(metric_writers.MetricWriter):
+    """Writes scalars as one JSON object a line, each on disk before the next step.
+
+    Lines past `step`, of a run that was cut off after its last checkpoint, are taken out:
+    the resumed run writes them again.
+    """
+
+    def __init__(self, path: Path, step: int):
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text("".join(line + "\n" for line in lines))
+            partial.replace(path)
+        self._file = path.open("a", buffering=1)
+
+    def write_scalars(self, step, scalars):
+        """Writes {"step": step, name: value, ...}."""
+        self._file.write(json.dumps({"step": step} | {name: float(value) for name, value in scalars.items()}) + "\n")
+
+    def flush(self):
+        """Does nothing: each line is written at once."""
+
+    def close(self):
+        """Closes the file."""
+        self._file.close()
+
+    def _scalars_only(self, *_args, **_kwargs):
+        """Other kinds of metrics go to TensorBoard alone."""
+
+    write_images = write_videos = write_audios = write_texts = _scalars_only
+    write_histograms = write_pointcloud = write_summaries = write_hparams = _scalars_only
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # the end of a line that was being written
+        return math.inf
+
+
+def make_writer(workdir: Path, step: int) -> metric_writers.MetricWriter:
+    """Writes to metrics.jsonl and to TensorBoard events; of several processes only the first writes."""
+    if jax.process_index():
+        return metric_writers.MultiWriter([])
+    events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+    return metric_writers.MultiWriter([JsonLinesWriter(workdir / "metrics.jsonl", step), events])
+
+
+class Progress:
+    """A bar on a terminal, a plain line every ten seconds elsewhere: loss, images/s, time left."""
+
+    def __init__(self, *, start: int, stop: int, batch_size: int):
+        self._bar = tqdm(total=stop, initial=start, unit="step", disable=None, dynamic_ncols=True)
+        self._stop, self._batch_size = stop, batch_size
+        self._told_at = self._began = time.monotonic()
+        self._first = self._told_step = start
+
+    def update(self, step: int, loss: float) -> None:
+        """Shows that `step` steps are done."""
+        now = time.monotonic()
+        images_per_second = (step - self._first) * self._batch_size / max(now - self._began, 1e-9)
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {images_per_second:.0f} images/s", refresh=False)
+        self._bar.update(1)
+        if self._bar.disable and (now - self._told_at > 10 or step == self._stop):
+            left = (self._stop - step) * self._batch_size / images_per_second
+            self._told_at = now
+            self.say(f"step {step}/{self._stop}  loss {loss:.3f}  {images_per_second:.0f} images/s  {left:.0f} s left")
+
+    def say(self, line: str) -> None:
+        """Prints a line without tearing the bar."""
+        if jax.process_index() == 0:
+            self._bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Takes the bar down."""
+        self._bar.close()
+
+
+def write_result(workdir: Path, result: dict) -> None:
+    """Writes result.json, whole or not at all."""
+    partial = workdir / "result.json.partial"
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.replace(workdir / "result.json")
+
+
+def errors_table(title: str, errors: dict[str, Errors]) -> str:
+    """A table like the paper's: a row a way of testing, top-1 and top-5 errors in %."""
+    rows = {}
+    for name, e in errors.items():
+        label = name.replace("_", " ")
+        rows[f"{label} (the five unmirrored)" if e.views == 5 else label] = e
+    width = max(len(title), *map(len, rows))
+    lines = [f"{title:<{width}}   top-1   top-5"]
+    lines += [f"{label:<{width}}  {e.top1_error:5.1f}%  {e.top5_error:5.1f}%" for label, e in rows.items()]
+    return "\n".join(lines)
+
+
+def first_not_finite(metrics: dict[str, np.ndarray]) -> str | None:
+    """The name of a metric that is infinite or not a number, if there is one."""
+    bad = next((name for name, value in metrics.items() if not np.isfinite(value).all()), None)
+    if bad:
+        logging.error("%s is %s", bad, metrics[bad])
+    return bad
