@@ -1,6 +1,7 @@
 """Trains a network: python main.py --config=configs/alexnet.py --workdir=/ckpt"""
 
 import os
+import re
 import sys
 
 from absl import app, flags
@@ -9,6 +10,33 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the run's config.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, events and results.")
 flags.mark_flags_as_required(["config", "workdir"])
+
+
+USAGE = "usage: python main.py --config=configs/alexnet.py --workdir=FOLDER [--config.FIELD=VALUE ...]"
+
+
+def parse_flags(argv):
+    """Parses the command line; what is wrong with it is told without the parser's own traceback."""
+    try:
+        rest = flags.FLAGS(argv)
+        CONFIG.value.keys()  # a file that is not there is noticed only here
+        return rest
+    except (flags.Error, AttributeError, OSError) as error:
+        sys.exit(f"error: {_reason(str(error).strip(), argv)}\n{USAGE}")
+
+
+def _reason(error, argv):
+    """The parser's words; for a field of the config those of alexnet_jax.config, which knows what it accepts."""
+    from alexnet_jax.config import UsageError, check_name, check_value
+
+    try:
+        for name in re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE):
+            check_name(name)
+        if refused := re.match(r"flag --config\.([^=]+)=(.*?): ", error):
+            check_value(*refused.groups())
+    except UsageError as better:
+        return better
+    return error
 
 
 def main(argv):
@@ -27,4 +55,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -21,20 +21,23 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path):
-        logging.getLogger("absl").addFilter(_unimportant)
-        keep = checkpoint_managers
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep.AnyPreservationPolicy(
-                    # A checkpoint in the middle of an epoch has no error and cannot be the best.
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
-                        keep.LatestN(1),
-                        keep.BestN(get_metric_fn=lambda m: m[ERROR], reverse=True, n=1),
+                        checkpoint_managers.LatestN(1),
+                        # A checkpoint in the middle of an epoch has no error and cannot be the best.
+                        checkpoint_managers.BestN(
+                            get_metric_fn=_error, reverse=True, n=1, keep_checkpoints_without_metrics=False
+                        ),
                     ]
                 ),
+                # The policy overrides these two, but without them Orbax does not write the metrics.
+                best_fn=_error,
+                best_mode="min",
             ),
         )
 
@@ -68,14 +71,10 @@ class Checkpoints:
         Raises:
           UsageError: if there is none.
         """
-        step = self.latest_step() if which == "last" else self._best_step()
+        step = self.latest_step() if which == "last" else self._manager.best_step()
         if step is None:
             raise UsageError(f"{self._folder} holds no checkpoint. Train first, or give the --workdir of a run.")
         return step
-
-    def _best_step(self):
-        measured = [info for info in self._manager.checkpoints_info() if info.metrics]
-        return min(measured, key=lambda info: info.metrics[ERROR]).step if measured else self.latest_step()
 
     def restore(self, step: int, like):
         """The state and the notes of a step.
@@ -106,6 +105,10 @@ class Checkpoints:
                 )
 
 
+def _error(metrics):
+    return metrics[ERROR]
+
+
 def _flatten(tree):
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -120,6 +123,9 @@ def _words(shape_and_dtype):
     return f"{dtype}{list(shape)}"
 
 
-def _unimportant(record):
-    """Keeps Orbax's running commentary out of a run's log."""
-    return record.levelno > logging.INFO or "orbax" not in record.pathname
+def _worth_telling(record):
+    """Keeps Orbax's running commentary, and its remark on checkpoints without an error, out of a run's log."""
+    return "orbax" not in record.pathname or (record.levelno > logging.INFO and "tracked_metric" not in str(record.msg))
+
+
+logging.getLogger("absl").addFilter(_worth_telling)

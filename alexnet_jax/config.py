@@ -81,24 +81,34 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises UsageError for a field that is unknown, missing, of another type or out of range."""
     values = flatten(config)
     for name in values:
-        if name not in FIELDS:
-            close = difflib.get_close_matches(name, FIELDS)
-            hint = f"did you mean {close[0]!r}?" if close else "accepted are " + ", ".join(FIELDS) + "."
-            raise UsageError(f"config has no field {name!r}; {hint} Correct or remove it.")
+        check_name(name)
     for name, field in FIELDS.items():
         if name not in values:
             raise UsageError(f"config lacks the field {name!r} ({field.accepted}). Start from configs/alexnet.py.")
-        value = values[name]
-        right_type = type(value) is field.kind or (field.kind is float and type(value) is int)
-        if not right_type or not field.accepts(value):
-            raise UsageError(
-                f"config.{name} is {value!r}; accepted is {field.accepted}. Set --config.{name} to such a value."
-            )
+        check_value(name, values[name])
     size = architectures.NAMED[config.architecture][0].size
     if config.image_size < size:
         raise UsageError(
             f"config.image_size is {config.image_size}; accepted is {size}, the input of "
             f"{config.architecture}, or more. Set --config.image_size={size} or choose another architecture."
+        )
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError if no field has this dotted name."""
+    if name not in FIELDS:
+        close = difflib.get_close_matches(name, FIELDS)
+        hint = f"did you mean {close[0]!r}?" if close else "accepted are " + ", ".join(FIELDS) + "."
+        raise UsageError(f"config has no field {name!r}; {hint} Correct or remove it.")
+
+
+def check_value(name: str, value: object) -> None:
+    """Raises UsageError if a field does not accept a value."""
+    field = FIELDS[name]
+    right_type = type(value) is field.kind or (field.kind is float and type(value) is int)
+    if not right_type or not field.accepts(value):
+        raise UsageError(
+            f"config.{name} is {value!r}; accepted is {field.accepted}. Set --config.{name} to such a value."
         )
 
 

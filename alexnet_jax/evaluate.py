@@ -27,7 +27,7 @@ class Errors:
     views: int
 
 
-def evaluate(params, source, statistics, *, network, mesh, batch_size, views=1) -> Errors:
+def evaluate(params, source, statistics, *, network, mesh, batch_size, views=1, interrupted=()) -> Errors | None:
     """Evaluates a network on each example of a source exactly once.
 
     Args:
@@ -38,11 +38,14 @@ def evaluate(params, source, statistics, *, network, mesh, batch_size, views=1) 
       mesh: as towers.make_mesh makes it.
       batch_size: pictures at a time, over all devices; a multiple of the mesh's data axis.
       views: as in predict.
+      interrupted: list that is no longer empty when evaluation shall be given up; the result is then None.
     """
     image_size = statistics.mean_image.shape[0]
     rows = process_rows(batch_size)
     total = {"top1_wrong": 0, "top5_wrong": 0, "loss": 0.0, "examples": 0}
     for batch in batches.eval_batches(source, batch_size=batch_size, image_size=image_size, rows=rows):
+        if interrupted:
+            return None
         on_devices = put(batch, mesh)
         counts = count_errors(params, on_devices, statistics.mean_image, network=network, mesh=mesh, views=views)
         total = {name: total[name] + value for name, value in jax.device_get(counts).items()}

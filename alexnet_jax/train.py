@@ -231,8 +231,20 @@ class Run:
         """The paper's ten views; five where a mirrored picture is no picture of its class."""
         return 10 if self.recipe.flip else 5
 
-    def evaluate(self, params, *, views: int) -> Errors:
-        """Errors on the whole evaluation split."""
+    def batches_from(self, step: int):
+        """The training batches of the steps after `step`."""
+        return batches.train_batches(
+            self.data.train,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            image_size=self.config.image_size,
+            start=step,
+            stop=self.stop,
+            rows=process_rows(self.config.batch_size),
+        )
+
+    def evaluate(self, params, *, views: int, interrupted=()) -> Errors | None:
+        """Errors on the whole evaluation split; None if `interrupted` fills up on the way."""
         return evaluate(
             params,
             self.data.evaluation,
@@ -241,6 +253,7 @@ class Run:
             mesh=self.recipe.mesh,
             batch_size=self.config.eval_batch_size,
             views=views,
+            interrupted=interrupted,
         )
 
     def restore(self, checkpoints: Checkpoints, step: int) -> tuple[TrainState, dict]:
@@ -322,14 +335,13 @@ def train(config, workdir) -> dict:
     with Checkpoints(workdir) as checkpoints, _stop_on_sigterm() as stopped:
         start = checkpoints.latest_step()
         if start is None:
-            state, seconds = init_state(recipe=run.recipe), 0.0
+            state, notes = init_state(recipe=run.recipe), {"seconds": 0.0, "validation_due": False}
             logging.info("Parameters:\n%s", parameter_overview.get_parameter_overview(state.params))
         else:
             state, notes = run.restore(checkpoints, start)
-            seconds = notes["seconds"]
             print(f"Resuming {workdir} after step {start}.", flush=True)
-        began = time.monotonic() - seconds
-        state = fit(run, state, checkpoints, stopped, began)
+        began = time.monotonic() - notes["seconds"]
+        state = fit(run, state, checkpoints, stopped, validation_due=notes["validation_due"], began=began)
         if stopped:
             print(f"SIGTERM: saved {workdir} after step {int(state.step)}; the same command resumes it.", flush=True)
             return {}
@@ -347,14 +359,17 @@ def _stop_on_sigterm():
         signal.signal(signal.SIGTERM, before)
 
 
-def fit(run: Run, state: TrainState, checkpoints: Checkpoints, stopped: list, began: float) -> TrainState:
+def fit(
+    run: Run, state: TrainState, checkpoints: Checkpoints, stopped: list, *, validation_due: bool, began: float
+) -> TrainState:
     """The loop: steps until the run's last, evaluating and saving on the way.
 
     Args:
       run: as set_up made it.
       state: of the step to go on from.
       checkpoints: of the workdir.
-      stopped: turns true when the loop shall save and return.
+      stopped: no longer empty when the loop shall save and return.
+      validation_due: whether the epoch that `state` ends has yet to be evaluated.
       began: time.monotonic() less the seconds that the run has already taken.
     """
     start, config = int(state.step), run.config
@@ -362,35 +377,39 @@ def fit(run: Run, state: TrainState, checkpoints: Checkpoints, stopped: list, be
     writer = outputs.make_writer(run.workdir, start)
     journal = Journal(progress, writer, config.log_every_steps)
     profile = periodic_actions.Profile(logdir=str(run.workdir), num_profile_steps=5, first_profile=start + 10)
-    batches_ahead = batches.train_batches(
-        run.data.train,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        image_size=config.image_size,
-        start=start,
-        stop=run.stop,
-        rows=process_rows(config.batch_size),
-    )
     with contextlib.closing(progress), contextlib.closing(writer):
-        for step, batch in enumerate(batches_ahead, start + 1):
+        if validation_due:
+            state, _ = validate(run, state, progress, writer, stopped)
+        for step, batch in enumerate(run.batches_from(start), start + 1):
             state, metrics = train_step(state, put(batch, run.recipe.mesh), run.statistics, recipe=run.recipe)
             journal.add(step, metrics)
             if config.profile:
                 profile(step)
-            error = None
-            if run.ends_epoch(step) and not stopped:
+            errors, ends_epoch = None, run.ends_epoch(step)
+            if ends_epoch:
                 journal.catch_up()
-                errors = run.evaluate(state.params, views=1)
-                error = errors.top1_error
-                writer.write_scalars(step, {f"eval_{k}": v for k, v in dataclasses.asdict(errors).items()})
-                progress.say(f"step {step}: validation top-1 {error:.2f}%, top-5 {errors.top5_error:.2f}%")
-                state = state.replace(schedule=adjust_rate(state, error, recipe=run.recipe))
-            if error is not None or stopped or step % config.checkpoint_every_steps == 0:
+                state, errors = validate(run, state, progress, writer, stopped)
+            if ends_epoch or stopped or step % config.checkpoint_every_steps == 0:
                 journal.catch_up()  # a state that came of numbers that are not finite is never saved
-                checkpoints.save(state, error=error, notes={"seconds": time.monotonic() - began})
+                notes = {"seconds": time.monotonic() - began, "validation_due": ends_epoch and errors is None}
+                checkpoints.save(state, error=errors and errors.top1_error, notes=notes)
             if stopped:
                 break
     return state
+
+
+def validate(run: Run, state: TrainState, progress, writer, stopped: list) -> tuple[TrainState, Errors | None]:
+    """Evaluates a state and lets the rate follow: the state with its new schedule, and the errors.
+
+    When `stopped` fills up on the way, the state is returned as it was, and None.
+    """
+    errors = run.evaluate(state.params, views=1, interrupted=stopped)
+    if errors is None:
+        return state, None
+    step = int(state.step)
+    writer.write_scalars(step, {f"eval_{name}": value for name, value in dataclasses.asdict(errors).items()})
+    progress.say(f"step {step}: validation top-1 {errors.top1_error:.2f}%, top-5 {errors.top5_error:.2f}%")
+    return state.replace(schedule=adjust_rate(state, errors.top1_error, recipe=run.recipe)), errors
 
 
 class Journal:

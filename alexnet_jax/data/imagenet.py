@@ -30,7 +30,7 @@ class _StatisticsFile(tfds.core.Metadata):
         self["statistics"].save(Path(data_dir) / self.NAME)
 
     def load_metadata(self, data_dir):
-        self["statistics"] = Statistics.load(Path(data_dir) / self.NAME)
+        """Does nothing: TFDS calls it for a metadata.json only. read_statistics reads the file."""
 
 
 class Imagenet2012Square(tfds.builder_cls("imagenet2012")):
@@ -66,10 +66,10 @@ class Imagenet2012Square(tfds.builder_cls("imagenet2012")):
 
     def _generate_examples(self, archive, validation_labels=None, **_):
         examples = super()._generate_examples(archive, validation_labels=validation_labels)
+        # A tar is a stream: a file is read before the next is asked for. Only the decoding is spread over threads.
+        examples = ((key, {**example, "image": example["image"].read()}) for key, example in examples)
         with ThreadPoolExecutor(_THREADS) as pool:
             while chunk := list(itertools.islice(examples, 16 * _THREADS)):
-                # The files are read here, in order; only the decoding is spread over threads.
-                chunk = [(key, {**example, "image": example["image"].read()}) for key, example in chunk]
                 for key, example, image in pool.map(self._square, chunk):
                     if validation_labels is None:
                         self._sums.add(image[None])
@@ -128,7 +128,7 @@ def open_prepared(data_dir: str, image_size: int) -> tfds.core.DatasetBuilder:
 
 def read_statistics(builder: tfds.core.DatasetBuilder) -> Statistics:
     """The statistics that `prepare` stored beside the records."""
-    return builder.info.metadata["statistics"]
+    return Statistics.load(Path(builder.data_dir) / _StatisticsFile.NAME)
 
 
 def _how_to_get_it(root: Path, image_size: int) -> str:

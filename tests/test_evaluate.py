@@ -1,0 +1,88 @@
+"""Evaluation against NumPy, on a network small enough to write down."""
+
+import dataclasses
+import io
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import AlexNet, Dense, Flatten, Input, towers
+from alexnet_jax.augment import ColorPCA
+from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.evaluate import evaluate
+
+SIZE, CROP, CLASSES, EXAMPLES = 8, 6, 7, 11
+LINEAR = (Input(CROP), Flatten(), Dense(CLASSES))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    images: np.ndarray
+    labels: np.ndarray
+    name: str = "made up"
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, indices):
+        return [png(self.images[i]) for i in indices], self.labels[indices]
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    source = Pictures(
+        rng.integers(0, 256, (EXAMPLES, SIZE, SIZE, 3), np.uint8), rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
+    )
+    mean = rng.uniform(0, 255, (SIZE, SIZE, 3)).astype(np.float32)
+    kernel = rng.normal(0, 0.004, (1, CROP * CROP * 3, CLASSES)).astype(np.float32)
+    params = {"fc1": {"kernel": kernel, "bias": rng.normal(size=(1, CLASSES)).astype(np.float32)}}
+    return source, Statistics(mean, ColorPCA(np.eye(3), np.ones(3))), params
+
+
+def by_numpy(source, statistics, params, views):
+    corners = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]
+    places = [(i, j, step) for step in (1, -1) for i, j in corners]
+    chosen = {1: [(1, 1, 1)], 5: places[:5], 10: places}[views]
+    wrong1 = wrong5 = loss = 0
+    for image, label in zip(source.images, source.labels, strict=True):
+        centered = image.astype(np.float64) - statistics.mean_image
+        average = np.zeros(CLASSES)
+        for i, j, step in chosen:
+            crop = centered[i : i + CROP, j : j + CROP][:, ::step]
+            logits = crop.reshape(-1) @ params["fc1"]["kernel"][0].astype(np.float64) + params["fc1"]["bias"][0]
+            average += np.exp(logits) / np.exp(logits).sum() / len(chosen)
+        order = np.argsort(-average)
+        wrong1 += order[0] != label
+        wrong5 += label not in order[:5]
+        loss -= np.log(average[label])
+    n = len(source)
+    return 100 * wrong1 / n, 100 * wrong5 / n, loss / n
+
+
+@pytest.mark.parametrize("views", [1, 5, 10])
+@pytest.mark.parametrize("batch_size", [4, 8, 16])  # none divides 11
+@pytest.mark.parametrize("data", [1, 4])
+def test_errors_and_loss_equal_numpy_on_every_batch_size_and_mesh(problem, views, batch_size, data):
+    source, statistics, params = problem
+    errors = evaluate(
+        params,
+        source,
+        statistics,
+        network=AlexNet(LINEAR),
+        mesh=towers.make_mesh(devices=jax.devices()[:data]),
+        batch_size=batch_size,
+        views=views,
+    )
+    top1, top5, loss = by_numpy(source, statistics, params, views)
+    assert (errors.top1_error, errors.top5_error) == pytest.approx((top1, top5))
+    assert errors.loss == pytest.approx(loss, rel=1e-5)
+    assert (errors.examples, errors.views) == (EXAMPLES, views)
