@@ -1,0 +1,197 @@
+"""The operations and their gradients against loops in NumPy float64, and against TensorFlow's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from alexnet_jax import convolution, local_response_norm, max_pool
+
+
+def conv_loops(x, kernel, stride, before, after, g):
+    """Output, and the gradients of sum(g y) with respect to x and kernel, by loops."""
+    (n, height, width, _), (h, w, _, maps) = x.shape, kernel.shape
+    x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    out = [(side + before + after - k) // stride + 1 for side, k in ((height, h), (width, w))]
+    y, dx, dk = np.zeros((n, *out, maps)), np.zeros_like(x), np.zeros_like(kernel)
+    for i in range(out[0]):
+        for j in range(out[1]):
+            there = np.s_[:, stride * i : stride * i + h, stride * j : stride * j + w]
+            y[:, i, j] = np.einsum("nabc,abco->no", x[there], kernel)
+            if g is not None:
+                dx[there] += np.einsum("no,abco->nabc", g[:, i, j], kernel)
+                dk += np.einsum("no,nabc->abco", g[:, i, j], x[there])
+    return y, dx[:, before : before + height, before : before + width], dk
+
+
+def pool_loops(x, size, stride, g):
+    n, height, width, maps = x.shape
+    out = (height - size) // stride + 1, (width - size) // stride + 1
+    y, dx = np.zeros((n, *out, maps)), np.zeros_like(x)
+    for at in np.ndindex(n, *out, maps):
+        i, j = stride * at[1], stride * at[2]
+        window = x[at[0], i : i + size, j : j + size, at[3]]
+        a, b = np.unravel_index(window.argmax(), window.shape)
+        y[at] = window[a, b]
+        dx[at[0], i + a, j + b, at[3]] += g[at]
+    return y, dx
+
+
+def lrn_loops(x, n, k, alpha, beta, g):
+    maps = x.shape[-1]
+    y, dx = np.zeros_like(x), np.zeros_like(x)
+    for i in range(maps):
+        window = range(max(0, i - n // 2), min(maps - 1, i + n // 2) + 1)
+        d = k + alpha * sum(x[..., j] ** 2 for j in window)
+        y[..., i] = x[..., i] * d**-beta
+        dx[..., i] += g[..., i] * d**-beta
+        for j in window:
+            dx[..., j] += g[..., i] * x[..., i] * -beta * d ** (-beta - 1) * 2 * alpha * x[..., j]
+    return y, dx
+
+
+def draw(seed, *shape, scale=1.0):
+    return scale * np.random.default_rng(seed).normal(size=shape)
+
+
+def with_gradients(f, arguments, g, dtype):
+    arguments = [jnp.asarray(a, dtype) for a in arguments]
+    y, pull = jax.vjp(jax.jit(f), *arguments)
+    return y, *pull(jnp.asarray(g, dtype))
+
+
+def assert_agrees(f, arguments, g, wanted):
+    """In float64 each element to 1e-6 relative; in float32 to 1e-6 of the largest."""
+    with jax.enable_x64(True):
+        for got, want in zip(with_gradients(f, arguments, g, jnp.float64), wanted, strict=True):
+            assert got.dtype == jnp.float64
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-12)
+    for got, want in zip(with_gradients(f, arguments, g, jnp.float32), wanted, strict=True):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
+
+
+CONVOLUTIONS = [(11, 4, (0, 3), 24), (5, 1, 2, 9), (3, 1, 1, 6), (3, 2, 0, 8)]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "pixels"), CONVOLUTIONS)
+def test_convolution_and_gradients_equal_loops(size, stride, padding, pixels):
+    x, kernel = draw(0, 2, pixels, pixels + 1, 3), draw(1, size, size, 3, 4)
+    before, after = padding if isinstance(padding, tuple) else (padding, padding)
+    g = draw(2, *conv_loops(x, kernel, stride, before, after, None)[0].shape)
+    wanted = conv_loops(x, kernel, stride, before, after, g)
+    assert_agrees(lambda x, k: convolution(x, k, stride=stride, padding=padding), (x, kernel), g, wanted)
+
+
+def test_the_papers_first_layer_takes_224_pixels_to_55_with_the_zeros_at_the_end():
+    x = jnp.ones((1, 224, 224, 1))
+    y = convolution(x, jnp.ones((11, 11, 1, 1)), stride=4, padding=(0, 3))[0, ..., 0]
+    assert y.shape == (55, 55)
+    assert y[0, 0] == 11 * 11  # no zeros at the top left
+    assert y[54, 54] == 8 * 8  # three rows and columns of them at the bottom right
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 2), (2, 2), (3, 1)])
+def test_pooling_and_gradient_equal_loops(size, stride):
+    x = draw(3, 2, 8, 9, 3)
+    g = draw(4, 2, (8 - size) // stride + 1, (9 - size) // stride + 1, 3)
+    assert_agrees(lambda x: max_pool(x, size, stride), (x,), g, pool_loops(x, size, stride, g))
+
+
+CONSTANTS = [(5, 2.0, 1e-4, 0.75), (3, 1.0, 0.3, 0.75), (5, 2.0, 0.1, 0.5), (1, 1.5, 1.0, 1.0), (9, 2.0, 0.2, 0.75)]
+
+
+@pytest.mark.parametrize("maps", [1, 4, 7, 12])  # 9 maps of window are more than some towers have
+@pytest.mark.parametrize(("n", "k", "alpha", "beta"), CONSTANTS)
+@pytest.mark.parametrize("average", [False, True])
+def test_lrn_and_gradient_equal_loops(maps, n, k, alpha, beta, average):
+    x, g = draw(5, 2, 3, maps, scale=30 if alpha == 1e-4 else 2), draw(6, 2, 3, maps)
+    wanted = lrn_loops(x, n, k, alpha / n if average else alpha, beta, g)
+    assert_agrees(lambda x: local_response_norm(x, n, k, alpha, beta, average=average), (x,), g, wanted)
+
+
+def test_lrn_by_hand():
+    y = local_response_norm(jnp.array([1.0, 2.0, 3.0, 4.0]), n=3, k=1.0, alpha=1.0, beta=1.0)
+    np.testing.assert_allclose(y, [1 / 6, 2 / 15, 3 / 30, 4 / 26], rtol=1e-6)
+    y = local_response_norm(jnp.array([3.0, 3.0, 3.0]), n=3, k=1.0, alpha=1.0, beta=1.0, average=True)
+    np.testing.assert_allclose(y, [3 / 7, 3 / 10, 3 / 7], rtol=1e-6)  # the mean is over n also at the edges
+
+
+def test_lrn_under_vmap_equals_the_whole_batch():
+    x = jnp.asarray(draw(7, 4, 5, 6, 8, scale=20), jnp.float32)
+    np.testing.assert_allclose(jax.vmap(local_response_norm)(x), local_response_norm(x), rtol=1e-6)
+    loss = lambda x: (local_response_norm(x) ** 2).sum()  # noqa: E731
+    np.testing.assert_allclose(jax.vmap(jax.grad(loss))(x), jax.grad(loss)(x), rtol=1e-5, atol=1e-6)
+
+
+def test_lrn_of_bfloat16_is_float32s_rounded_once():
+    x = jnp.asarray(draw(8, 3, 4, 96, scale=50), jnp.bfloat16)
+    g = jnp.asarray(draw(9, 3, 4, 96), jnp.bfloat16)
+    y, pull = jax.vjp(local_response_norm, x)
+    wide, pull_wide = jax.vjp(local_response_norm, x.astype(jnp.float32))
+    assert y.dtype == pull(g)[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, wide.astype(jnp.bfloat16))
+    (narrow,), (want,) = pull(g), pull_wide(g.astype(jnp.float32))
+    np.testing.assert_array_equal(narrow, want.astype(jnp.bfloat16))
+
+
+@given(hnp.arrays(np.float32, (2, 9), elements=st.floats(-100, 100, width=32)))
+def test_lrn_is_odd_shrinks_and_does_not_know_left_from_right(x):
+    y = np.asarray(local_response_norm(x, alpha=0.01))
+    np.testing.assert_array_equal(local_response_norm(-x, alpha=0.01), -y)
+    assert np.all(np.abs(y) <= np.abs(x))
+    np.testing.assert_allclose(local_response_norm(x[:, ::-1], alpha=0.01)[:, ::-1], y, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [0, 4, -1])
+def test_lrn_names_a_window_that_is_not_odd(n):
+    with pytest.raises(ValueError, match=f"n is {n}; .* odd"):
+        local_response_norm(jnp.ones((1, 8)), n=n)
+
+
+def by_tensorflow(f, arguments, g):
+    arguments = [tf.constant(a, tf.float32) for a in arguments]
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        y = f(*arguments)
+    return y.numpy(), *(d.numpy() for d in tape.gradient(y, arguments, tf.constant(g, tf.float32)))
+
+
+def assert_equals_tensorflow(ours, theirs, arguments, g):
+    for got, want in zip(
+        with_gradients(ours, arguments, g, jnp.float32), by_tensorflow(theirs, arguments, g), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())
+
+
+def test_lrn_equals_tensorflows_whose_alpha_multiplies_the_sum():
+    x, g = draw(10, 2, 5, 5, 12, scale=20), draw(11, 2, 5, 5, 12)
+    assert_equals_tensorflow(
+        lambda x: local_response_norm(x, 5, 2.0, 1e-3, 0.75),
+        lambda x: tf.nn.lrn(x, depth_radius=2, bias=2.0, alpha=1e-3, beta=0.75),
+        (x,),
+        g,
+    )
+
+
+def test_pooling_equals_tensorflows():
+    x, g = draw(12, 2, 9, 9, 3), draw(13, 2, 4, 4, 3)
+    assert_equals_tensorflow(max_pool, lambda x: tf.nn.max_pool2d(x, 3, 2, "VALID"), (x,), g)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "pixels"), CONVOLUTIONS)
+def test_convolution_equals_tensorflows(size, stride, padding, pixels):
+    before, after = padding if isinstance(padding, tuple) else (padding, padding)
+    sides = (pixels + before + after - size) // stride + 1
+    x, kernel, g = draw(14, 2, pixels, pixels, 3), draw(15, size, size, 3, 4), draw(16, 2, sides, sides, 4)
+    pads = [[0, 0], [before, after], [before, after], [0, 0]]
+    assert_equals_tensorflow(
+        lambda x, k: convolution(x, k, stride=stride, padding=padding),
+        lambda x, k: tf.nn.conv2d(tf.pad(x, pads), k, stride, "VALID"),
+        (x, kernel),
+        g,
+    )

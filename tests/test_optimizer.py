@@ -1,0 +1,92 @@
+"""The update rules against their formulas, and the schedule against sequences worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax.optimizer import plateau_schedule, update_rule
+
+MOMENTUM, DECAY = 0.9, 5e-4
+
+
+def formula(form, w, gradients, rates, decay=DECAY):
+    v = np.zeros_like(w)
+    for g, rate in zip(gradients, rates, strict=True):
+        if form == "paper":
+            v = MOMENTUM * v - decay * rate * w - rate * g
+            w = w + v
+        else:
+            v = MOMENTUM * v - rate * g
+            w = w + v - rate * decay / (1 - MOMENTUM) * w
+    return w
+
+
+def chain(rule, w, gradients, rates):
+    w = jnp.asarray(w, jnp.float32)
+    state = rule(rates[0]).init(w)
+
+    @jax.jit
+    def step(w, state, g, rate):
+        updates, state = rule(rate).update(g, state, w)
+        return optax.apply_updates(w, updates), state
+
+    for g, rate in zip(gradients, rates, strict=True):
+        w, state = step(w, state, jnp.asarray(g, jnp.float32), jnp.float32(rate))
+    return np.asarray(w)
+
+
+def rule_of(form, decay=DECAY):
+    return lambda rate: update_rule(form, rate, momentum=MOMENTUM, weight_decay=decay)
+
+
+@pytest.mark.parametrize("decay", [DECAY, 0.5])  # the second makes every term of the formula count
+@pytest.mark.parametrize("form", ["decoupled", "paper"])
+def test_twenty_steps_with_a_change_of_rate_follow_the_formula(form, decay):
+    rng = np.random.default_rng(0)
+    w, gradients, rates = rng.normal(size=50), rng.normal(size=(20, 50)), [0.01] * 10 + [0.001] * 10
+    got = chain(rule_of(form, decay), w, gradients, rates)
+    np.testing.assert_allclose(got, formula(form, w, gradients, rates, decay), rtol=1e-5, atol=1e-6)
+    other = formula({"paper": "decoupled", "decoupled": "paper"}[form], w, gradients, rates, decay)
+    if decay == 0.5:
+        assert np.abs(got - other).max() > 1e-3  # the two are told apart
+
+
+def test_optax_sgd_is_not_the_papers_rule_across_a_change_of_rate():
+    w, gradients, rates = np.ones(3), np.ones((20, 3)), [0.01] * 10 + [0.001] * 10
+    sgd = chain(lambda rate: optax.sgd(rate, MOMENTUM), w, gradients, rates)
+    assert np.abs(sgd - formula("paper", w, gradients, rates, decay=0.0)).max() > 0.02
+
+
+def test_both_forms_shrink_a_weight_alike_where_only_decay_acts():
+    steps = 5000
+    w, gradients, rates = np.linspace(-1, 1, 8), np.zeros((steps, 8)), [0.01] * steps
+    norms = [np.linalg.norm(chain(rule_of(form), w, gradients, rates)) for form in ("decoupled", "paper")]
+    assert norms[0] < 0.8 * np.linalg.norm(w)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_an_unknown_form_is_named():
+    with pytest.raises(ValueError, match="'adamw'; accepted are 'decoupled', 'paper'"):
+        update_rule("adamw", 0.1, momentum=0.9, weight_decay=0.0)
+
+
+def scales(errors, **changes):
+    schedule = plateau_schedule(**{"factor": 0.1, "patience": 2, "drops": 3, "threshold": 0.01, **changes})
+    state, seen = schedule.init({"w": jnp.zeros(1)}), []
+    for error in errors:
+        _, state = schedule.update({}, state, value=error)
+        seen.append(float(state.scale))
+    return seen
+
+
+def test_the_rate_drops_when_the_error_stops_improving():
+    # 50 and 40 improve; 40 and 39.9 do not improve by a hundredth; 30 does; two of 31 do not.
+    got = scales([50, 40, 40, 39.9, 30, 31, 31, 29])
+    assert got == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_rate_drops_three_times_at_most():
+    assert scales([50] * 12)[-1] == pytest.approx(1e-3, rel=1e-5)
+    assert scales([50] * 12, drops=0)[-1] == 1
