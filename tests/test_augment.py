@@ -1,0 +1,114 @@
+"""Crops, flips, views and colours, by pixels that name their own place."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import ColorPCA, center_crop, fit_color_pca, pca_jitter, random_crop, random_flip, ten_crop
+
+
+def places(height, width):
+    """An image whose pixels hold their own row and column."""
+    return jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
+
+
+def keys(count):
+    return jax.random.split(jax.random.key(0), count)
+
+
+def test_crops_of_224_from_256_start_at_0_to_32_inclusive_and_nowhere_else():
+    crops = jax.jit(jax.vmap(lambda key: random_crop(key, places(256, 256), 224)[:: 224 - 1, :: 224 - 1]))(keys(4000))
+    top_left, bottom_right = np.asarray(crops[:, 0, 0]), np.asarray(crops[:, 1, 1])
+    np.testing.assert_array_equal(bottom_right - top_left, 223)
+    counts = np.stack([np.bincount(top_left[:, axis], minlength=33) for axis in (0, 1)])
+    assert counts.shape == (2, 33)
+    assert counts.min() > 60  # of 4000/33 = 121 expected, standard deviation 11
+    assert counts.max() < 190
+    assert np.corrcoef(top_left.T)[0, 1] == pytest.approx(0, abs=0.06)  # row and column are independent
+
+
+def test_a_crop_is_a_piece_of_the_image():
+    crop = random_crop(jax.random.key(5), places(9, 12), 4)
+    rows, columns = np.asarray(crop[..., 0]), np.asarray(crop[..., 1])
+    np.testing.assert_array_equal(rows, rows[0, 0] + np.arange(4)[:, None] + np.zeros((1, 4), int))
+    np.testing.assert_array_equal(columns, columns[0, 0] + np.arange(4) + np.zeros((4, 1), int))
+    assert crop.dtype == places(9, 12).dtype
+
+
+def test_a_flip_mirrors_half_of_the_images():
+    image = places(3, 4)
+    flipped = np.asarray(jax.vmap(random_flip, in_axes=(0, None))(keys(2000), image))
+    mirrored = (flipped == np.asarray(image[:, ::-1])).all((1, 2, 3))
+    same = (flipped == np.asarray(image)).all((1, 2, 3))
+    assert np.all(mirrored ^ same)
+    assert mirrored.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_ten_views_stand_in_their_order():
+    views = np.asarray(ten_crop(places(8, 9), 5))
+    corners = [tuple(view[0, 0]) for view in views]
+    # top left, top right, bottom left, bottom right, centre; mirrored, a view starts at its right end
+    assert corners[:5] == [(0, 0), (0, 4), (3, 0), (3, 4), (1, 2)]
+    assert corners[5:] == [(0, 4), (0, 8), (3, 4), (3, 8), (1, 6)]
+    np.testing.assert_array_equal(views[5:], views[:5, :, ::-1])
+    np.testing.assert_array_equal(views[4], center_crop(places(8, 9), 5))
+
+
+def test_the_central_crop_of_256_leaves_16_on_each_side():
+    crop = center_crop(places(256, 256), 224)
+    assert (tuple(crop[0, 0]), tuple(crop[-1, -1])) == ((16, 16), (239, 239))
+
+
+PCA = fit_color_pca(np.random.default_rng(0).integers(0, 256, (5, 9, 9, 3)) * np.array([1.0, 0.5, 0.2]))
+
+
+@pytest.mark.parametrize(("scale", "power"), [("eigenvalue", 1.0), ("stdev", 0.5)])
+def test_jitter_shifts_all_pixels_along_the_principal_colours(scale, power):
+    image = jnp.asarray(np.random.default_rng(1).uniform(0, 255, (4, 5, 3)), jnp.float32)
+    many = keys(20_000)
+    shifts = jax.jit(jax.vmap(functools.partial(pca_jitter, scale=scale), in_axes=(0, None, None)))(many, image, PCA)
+    shifts = np.asarray(shifts - image, np.float64)
+    np.testing.assert_allclose(shifts, np.broadcast_to(shifts[:, :1, :1], shifts.shape), atol=1e-4)
+    vectors, values = np.float64(PCA.eigenvectors), np.float64(PCA.eigenvalues)
+    want = 255**2 * 0.1**2 * vectors @ np.diag(values ** (2 * power)) @ vectors.T
+    got = np.cov(shifts[:, 0, 0].T)
+    np.testing.assert_allclose(got, want, atol=0.04 * np.abs(want).max())
+
+
+def test_jitter_is_pure_and_off_at_zero():
+    image = jnp.ones((2, 2, 3))
+    np.testing.assert_array_equal(pca_jitter(jax.random.key(1), image, PCA), pca_jitter(jax.random.key(1), image, PCA))
+    np.testing.assert_array_equal(pca_jitter(jax.random.key(1), image, PCA, 0.0), image)
+    assert pca_jitter(jax.random.key(1), image.astype(jnp.bfloat16), PCA).dtype == jnp.bfloat16
+
+
+def test_the_colour_pca_is_the_eigendecomposition_of_the_covariance():
+    images = np.random.default_rng(2).integers(0, 256, (6, 7, 8, 3)) * np.array([1.0, 0.7, 0.1])
+    pca = fit_color_pca(images)
+    covariance = np.cov(images.reshape(-1, 3).T / 255, bias=True)
+    vectors, values = np.float64(pca.eigenvectors), np.float64(pca.eigenvalues)
+    np.testing.assert_allclose(vectors @ np.diag(values) @ vectors.T, covariance, atol=1e-7)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-6)
+    assert values[0] > values[1] > values[2] > 0
+    one_by_one = fit_color_pca(image for image in images)
+    np.testing.assert_allclose(one_by_one.eigenvectors, pca.eigenvectors, atol=1e-6)
+
+
+def test_grey_pictures_vary_along_grey_alone():
+    grey = np.repeat(np.random.default_rng(3).integers(0, 256, (4, 6, 6, 1)), 3, -1)
+    pca = fit_color_pca(grey)
+    np.testing.assert_allclose(pca.eigenvectors[:, 0], 3**-0.5, rtol=1e-5)
+    np.testing.assert_allclose(pca.eigenvalues, [3 * np.var(grey / 255), 0, 0], rtol=1e-5, atol=1e-7)
+    assert np.all(pca.eigenvalues >= 0)
+
+
+def test_what_cannot_be_fitted_or_scaled_is_named():
+    with pytest.raises(ValueError, match=r"shape \(2, 2, 1\); .* 3 channels"):
+        fit_color_pca(np.zeros((2, 2, 1)))
+    with pytest.raises(ValueError, match="no pixels"):
+        fit_color_pca([])
+    with pytest.raises(ValueError, match="'variance'; accepted are 'eigenvalue'"):
+        pca_jitter(jax.random.key(0), jnp.ones((1, 1, 3)), ColorPCA(jnp.eye(3), jnp.ones(3)), scale="variance")

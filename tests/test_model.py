@@ -1,0 +1,185 @@
+"""The module that interprets an architecture: against NumPy, and how towers and dropout behave."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax import (
+    LRN,
+    PAPER,
+    AlexNet,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    Input,
+    MaxPool,
+    ReLU,
+    local_response_norm,
+    max_pool,
+    towers,
+    with_classes,
+)
+
+TINY = (
+    Input(10, towers=2),
+    Conv(8, 3, padding=(0, 1), bias=0.2, std=0.3),
+    ReLU(),
+    LRN(alpha=0.1),
+    MaxPool(3, 2),
+    Conv(4, 3, padding=1, std=0.3),
+    Conv(4, 3, padding=1, sees="all", std=0.3),
+    ReLU(),
+    Flatten(),
+    Dense(6, std=0.3),
+    Dropout(0.5),
+    Dense(5, bias=1.0, std=0.3),
+)
+IMAGES = np.random.default_rng(0).normal(size=(3, 10, 10, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return AlexNet(TINY).init(jax.random.key(0), IMAGES)
+
+
+def conv_numpy(x, kernel, bias, before, after):
+    x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], (1, 2))  # (N, H', W', C, h, w)
+    return np.einsum("nijcab,abco->nijo", windows, kernel) + bias
+
+
+def test_logits_equal_an_interpretation_in_numpy(variables):
+    p = jax.tree.map(np.float64, variables["params"])
+    with jax.enable_x64(True):
+        hs = []
+        for t in range(2):
+            h = np.maximum(
+                conv_numpy(IMAGES.astype(np.float64), p["conv1"]["kernel"][t], p["conv1"]["bias"][t], 0, 1), 0
+            )
+            h = np.asarray(max_pool(local_response_norm(jnp.asarray(h), alpha=0.1)))
+            hs.append(conv_numpy(h, p["conv2"]["kernel"][t], p["conv2"]["bias"][t], 1, 1))
+    both = np.concatenate(hs, -1)
+    hs = [np.maximum(conv_numpy(both, p["conv3"]["kernel"][t], p["conv3"]["bias"][t], 1, 1), 0) for t in range(2)]
+    h = np.concatenate([h.reshape(3, -1) for h in hs], -1)
+    h = np.concatenate([h @ p["fc4"]["kernel"][t] + p["fc4"]["bias"][t] for t in range(2)], -1) / 2
+    want = np.concatenate([h @ p["fc5"]["kernel"][t] + p["fc5"]["bias"][t] for t in range(2)], -1)[:, :5]
+    np.testing.assert_allclose(AlexNet(TINY).apply(variables, IMAGES), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tower_sees_the_other_only_where_the_architecture_says_so(variables):
+    def outputs(variables):
+        _, sown = AlexNet(TINY).apply(variables, IMAGES, mutable="intermediates")
+        return {name: np.asarray(value[0]) for name, value in sown["intermediates"].items()}
+
+    changed = jax.tree.map(jnp.copy, variables)
+    changed["params"]["conv1"]["kernel"] = changed["params"]["conv1"]["kernel"].at[1].add(0.5)
+    before, after = outputs(variables), outputs(changed)
+    first, second = np.s_[..., :4], np.s_[..., 4:]  # of conv1's 8 maps
+    np.testing.assert_array_equal(before["pool1_output"][first], after["pool1_output"][first])
+    assert not np.allclose(before["pool1_output"][second], after["pool1_output"][second])
+    np.testing.assert_array_equal(before["conv2_output"][..., :2], after["conv2_output"][..., :2])
+    assert not np.allclose(before["conv3_output"][..., :2], after["conv3_output"][..., :2])
+
+
+def test_parameters_start_as_the_layer_says():
+    network = (Input(4, towers=2), Conv(512, 3, bias=1.0, std=0.03), Flatten(), Dense(1000, bias=0.5))
+    params = AlexNet(network).init(jax.random.key(1), jnp.zeros((1, 4, 4, 3)))["params"]
+    assert np.std(params["conv1"]["kernel"]) == pytest.approx(0.03, rel=0.05)
+    assert np.std(params["fc2"]["kernel"]) == pytest.approx(0.01, rel=0.01)
+    assert abs(np.mean(params["fc2"]["kernel"])) < 1e-4
+    assert np.all(params["conv1"]["bias"] == 1)
+    assert np.all(params["fc2"]["bias"] == 0.5)
+    assert not np.array_equal(params["fc2"]["kernel"][0], params["fc2"]["kernel"][1])
+
+
+def test_biases_of_the_paper_are_1_in_conv2_conv4_conv5_fc6_and_fc7():
+    ones = [layer.bias for layer in PAPER if isinstance(layer, Conv | Dense)]
+    assert ones == [0, 1, 0, 1, 1, 1, 1, 0]
+    assert {layer.std for layer in PAPER if isinstance(layer, Conv | Dense)} == {0.01}
+
+
+def dropout_net(rescale):
+    return AlexNet((Input(32), Flatten(), Dropout(0.25, rescale=rescale), Dense(3)))
+
+
+@pytest.mark.parametrize(("rescale", "train_scale", "test_scale"), [(False, 1.0, 0.75), (True, 1 / 0.75, 1.0)])
+def test_dropout_zeroes_in_training_and_keeps_the_mean_at_test_time(rescale, train_scale, test_scale):
+    net, images = dropout_net(rescale), jnp.ones((4, 32, 32, 3))
+    variables = net.init(jax.random.key(0), images)
+
+    def dropped(**arguments):
+        _, sown = net.apply(variables, images, mutable="intermediates", **arguments)
+        return np.asarray(sown["intermediates"]["drop0_output"][0])
+
+    np.testing.assert_allclose(dropped(), test_scale, rtol=1e-6)
+    kept = dropped(train=True, rngs={"dropout": jax.random.key(1)})
+    assert set(np.unique(kept)) == {np.float32(0), np.float32(train_scale)}
+    assert np.mean(kept == 0) == pytest.approx(0.25, abs=0.02)
+    assert not np.array_equal(kept[0], kept[1])  # one mask an example
+
+
+def test_a_mask_belongs_to_the_example_not_to_its_place_in_the_batch(variables):
+    def logits(order):
+        return AlexNet(TINY).apply(
+            variables, IMAGES[order], train=True, index=jnp.array([7, 8, 9])[order], rngs={"dropout": jax.random.key(2)}
+        )
+
+    order = np.array([2, 0, 1])
+    np.testing.assert_allclose(logits(order), logits(np.arange(3))[order], rtol=1e-5)
+    assert not np.allclose(logits(order), logits(np.arange(3)))
+
+
+@pytest.mark.parametrize(("data", "tower"), [(1, 2), (2, 2), (4, 1)])
+def test_the_towers_on_devices_compute_what_one_device_computes(variables, data, tower):
+    images = np.concatenate([IMAGES, IMAGES[:1]])
+    arguments = {"train": True, "rngs": {"dropout": jax.random.key(3)}}
+    want = jax.jit(lambda v, x, i: AlexNet(TINY).apply(v, x, index=i, **arguments))(variables, images, np.arange(4))
+    mesh = towers.make_mesh(tower, jax.devices()[: data * tower])
+    spread = towers.spread(
+        lambda v, x, i: AlexNet(TINY, devices=tower).apply(v, x, index=i, **arguments),
+        mesh,
+        (P("tower"), P("data"), P("data")),
+        P("data"),
+    )
+    got = jax.jit(spread)(variables, images, np.arange(4))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    if data == 1:
+        np.testing.assert_array_equal(got, want)
+
+
+def test_an_odd_number_of_classes_is_cut_to_size():
+    net = AlexNet(with_classes(TINY, 3))
+    logits, variables = net.init_with_output(jax.random.key(0), IMAGES)
+    assert logits.shape == (3, 3)
+    assert variables["params"]["fc5"]["bias"].shape == (2, 2)
+
+
+def test_bfloat16_gives_float32_logits_close_to_float32s(variables):
+    net = AlexNet(TINY, dtype=jnp.bfloat16)
+    logits = net.apply(variables, IMAGES)
+    want = AlexNet(TINY).apply(variables, IMAGES)
+    assert logits.dtype == jnp.float32
+    assert not np.array_equal(logits, want)
+    np.testing.assert_allclose(logits, want, atol=0.03 * np.abs(want).max())
+    assert {p.dtype for p in jax.tree.leaves(net.init(jax.random.key(0), IMAGES))} == {jnp.dtype("float32")}
+
+
+def test_pictures_of_another_size_are_refused(variables):
+    with pytest.raises(ValueError, match=r"\(3, 9, 9, 3\); this network takes \(N, 10, 10, 3\)"):
+        AlexNet(TINY).apply(variables, IMAGES[:, :9, :9])
+
+
+def test_a_mesh_that_does_not_divide_the_devices_is_refused():
+    with pytest.raises(ValueError, match=r"mesh.tower is 2, but there are 3 devices"):
+        towers.make_mesh(2, jax.devices()[:3])
+    assert dict(towers.make_mesh(2, jax.devices()[:6]).shape) == {"data": 3, "tower": 2}
+
+
+def test_a_layer_is_a_value():
+    assert dataclasses.replace(Conv(8, 3), maps=9) == Conv(9, 3)
+    assert hash(TINY) == hash(tuple(TINY))
