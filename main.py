@@ -44,12 +44,12 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; fields are set as --config.FIELD=VALUE")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported, here so that --help is quick
-    from alexnet_jax import data, train
+    from alexnet_jax import data, loop
     from alexnet_jax.config import UsageError
 
     data.hide_accelerators_from_tensorflow()
     try:
-        train.train(CONFIG.value, WORKDIR.value)
+        loop.train(CONFIG.value, WORKDIR.value)
     except (UsageError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

@@ -213,15 +213,17 @@ def check(architecture: Architecture) -> None:
     """Raises ValueError unless the layers form a network that can be split into its towers.
 
     Checked: Input first and only there, Dense last, Flatten between Conv and Dense,
-    sizes that leave at least one pixel, maps and units that divide into the towers (those
+    windows of LRN that are odd, sizes that leave at least one pixel, maps and units that divide into the towers (those
     of the last layer need not: it is rounded up and the surplus cut off).
     """
     if not architecture or not isinstance(architecture[0], Input) or not isinstance(architecture[-1], Dense):
         raise ValueError("An architecture starts with Input and ends with Dense (the logits).")
     towers, pixels = architecture[0].towers, architecture[0].size
-    for name, layer in zip(layer_names(architecture), architecture, strict=True):
+    if towers < 1:
+        raise ValueError(f"input: towers is {towers}; accepted is an integer of at least 1.")
+    for position, (name, layer) in enumerate(zip(layer_names(architecture), architecture, strict=True)):
         match layer:
-            case Input() if layer is not architecture[0]:
+            case Input() if position:
                 raise ValueError(f"{name}: Input stands at the start of an architecture and nowhere else.")
             case Dense() if pixels:
                 raise ValueError(f"{name}: a Dense layer takes vectors; put Flatten() before it.")
@@ -233,8 +235,10 @@ def check(architecture: Architecture) -> None:
                 pixels = (pixels - size) // stride + 1
             case Flatten():
                 pixels = None
+            case LRN(n=n) if n < 1 or n % 2 == 0:
+                raise ValueError(f"{name}: n is {n}; the window of maps must be a positive odd number, such as 5.")
         if pixels is not None and pixels < 1:
             raise ValueError(f"{name}: nothing is left of the maps; use a larger Input or smaller windows.")
         width = layer.maps if isinstance(layer, Conv) else layer.units if isinstance(layer, Dense) else towers
-        if width % towers and layer is not architecture[-1]:
+        if width % towers and position < len(architecture) - 1:
             raise ValueError(f"{name}: {width} maps or units do not divide into {towers} towers.")

@@ -61,10 +61,10 @@ def _prepare(options):
 
 
 def _evaluate(options):
-    from alexnet_jax import data, train
+    from alexnet_jax import data, loop
 
     data.hide_accelerators_from_tensorflow()
-    errors = train.evaluate_workdir(
+    errors = loop.evaluate_workdir(
         options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size
     )
     if options.json:

@@ -1,5 +1,6 @@
 """Top-1 and top-5 errors over a whole split, from one view or ten (paper, sections 4.1 and 6)."""
 
+import collections
 import dataclasses
 import functools
 
@@ -41,20 +42,25 @@ def evaluate(params, source, statistics, *, network, mesh, batch_size, views=1, 
       interrupted: list that is no longer empty when evaluation shall be given up; the result is then None.
     """
     image_size = statistics.mean_image.shape[0]
-    rows = process_rows(batch_size)
-    total = {"top1_wrong": 0, "top5_wrong": 0, "loss": 0.0, "examples": 0}
-    for batch in batches.eval_batches(source, batch_size=batch_size, image_size=image_size, rows=rows):
+    total, running = collections.Counter(), []
+    for batch in batches.eval_batches(
+        source, batch_size=batch_size, image_size=image_size, rows=process_rows(batch_size)
+    ):
         if interrupted:
             return None
-        on_devices = put(batch, mesh)
-        counts = count_errors(params, on_devices, statistics.mean_image, network=network, mesh=mesh, views=views)
-        total = {name: total[name] + value for name, value in jax.device_get(counts).items()}
-    examples = int(total["examples"])
+        running.append(
+            count_errors(params, put(batch, mesh), statistics.mean_image, network=network, mesh=mesh, views=views)
+        )
+        if len(running) > 1:  # fetched one batch late, so that the device never waits for it
+            total.update(_numbers(running.pop(0)))
+    for counts in running:
+        total.update(_numbers(counts))
+    examples = total["examples"]
     assert examples == len(source), f"evaluated {examples} of {len(source)} examples"
     return Errors(
-        top1_error=100 * float(total["top1_wrong"]) / examples,
-        top5_error=100 * float(total["top5_wrong"]) / examples,
-        loss=float(total["loss"]) / examples,
+        top1_error=100 * total["top1_wrong"] / examples,
+        top5_error=100 * total["top5_wrong"] / examples,
+        loss=total["loss"] / examples,
         examples=examples,
         views=views,
     )
@@ -118,6 +124,10 @@ def predict(params, images, mean_image, *, network: AlexNet, views: int):
 def cross_entropy(logits, labels):
     """(N,) losses in nats of (N, K) logits and (N,) labels."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _numbers(counts):
+    return {name: value.item() for name, value in jax.device_get(counts).items()}
 
 
 def process_rows(batch_size: int) -> slice:

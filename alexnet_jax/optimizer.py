@@ -54,7 +54,7 @@ def update_rule(form: Form, rate, *, momentum: float, weight_decay: float) -> op
 def plateau_schedule(*, factor: float, patience: int, drops: int, threshold: float):
     """The rate's multiplier: times `factor` whenever the validation error stops improving.
 
-    Its state holds the multiplier in `scale`; `next_scale` feeds it one error.
+    Its state holds the multiplier in `scale`; `update({}, state, value=error)` feeds it one error.
 
     Args:
       factor: the paper's 0.1.

@@ -1,5 +1,6 @@
 """What a run shows and writes: progress, metrics.jsonl, TensorBoard events, result.json, the closing table."""
 
+import collections
 import json
 import math
 import sys
@@ -92,6 +93,49 @@ class Progress:
     def close(self) -> None:
         """Takes the bar down."""
         self._bar.close()
+
+
+class Journal:
+    """Metrics on their way from the device: fetched one step late, so that the device never waits for it."""
+
+    def __init__(self, progress, writer, every_steps):
+        self._pending = collections.deque()
+        self._progress, self._writer, self._every_steps = progress, writer, every_steps
+        self._losses, self._since = [], time.monotonic()
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step that may still be running; looks at those of the step before.
+
+        Raises FloatingPointError if those are not finite.
+        """
+        self._pending.append((step, metrics))
+        while len(self._pending) > 1:
+            self._look(*self._pending.popleft())
+
+    def catch_up(self) -> None:
+        """Waits for all steps that were added."""
+        while self._pending:
+            self._look(*self._pending.popleft())
+
+    def _look(self, step, metrics):
+        metrics = jax.device_get(metrics)
+        if name := first_not_finite(metrics):
+            raise FloatingPointError(
+                f"{name} is not finite at step {step}. The last good checkpoint is kept; start again with a smaller "
+                "--config.learning_rate, in another --workdir."
+            )
+        self._losses.append(float(metrics["loss"]))
+        self._progress.update(step, float(metrics["loss"]))
+        if step % self._every_steps == 0:
+            scalars = {
+                "train_loss": np.mean(self._losses),
+                "train_error": metrics["error"],
+                "learning_rate": metrics["learning_rate"],
+                "gradient_norm": np.sqrt(metrics["gradient_squares"].sum()),
+                "steps_per_second": len(self._losses) / (time.monotonic() - self._since),
+            }
+            self._writer.write_scalars(step, scalars)
+            self._losses, self._since = [], time.monotonic()
 
 
 def write_result(workdir: Path, result: dict) -> None:

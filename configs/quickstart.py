@@ -16,6 +16,5 @@ def get_config():
     config.num_epochs = 20
     config.batch_size = 64
     config.plateau.patience = 3
-    config.eval_batch_size = 100
     config.checkpoint_every_steps = 500
     return config

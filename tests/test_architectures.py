@@ -113,6 +113,9 @@ HEAD = (Flatten(), Dense(10))
         ((Input(8), Flatten(), MaxPool(), Dense(10)), "pool0: MaxPool takes maps"),
         ((Input(8), Conv(8, 11), *HEAD), "conv1: nothing is left"),
         ((Input(8, towers=2), Conv(9, 3), *HEAD), "conv1: 9 maps or units do not divide into 2 towers"),
+        ((Input(8, towers=0), *HEAD), "input: towers is 0"),
+        ((Input(8), LRN(n=4), *HEAD), "lrn0: n is 4; .* odd"),
+        ((Input(8, towers=2), Flatten(), *2 * (Dense(9),)), "fc1: 9 maps or units"),  # one object twice
     ],
 )
 def test_what_is_no_network_is_refused_by_the_layers_name(architecture, message):
@@ -125,3 +128,17 @@ def test_the_last_layer_need_not_divide_into_the_towers():
     check(odd)
     assert shapes(odd)["fc8"]["bias"].shape == (2, 4)
     assert isinstance(odd[-2], Dropout)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ((Input(8, towers=2), Flatten(), Dense(9), Dense(10)), "fc1: 9 maps or units do not divide into 2 towers"),
+        ((Input(8), MaxPool(9, 2), *HEAD), "pool0: nothing is left"),
+        ((Input(8), Conv(8, 11, padding=(0, 2)), *HEAD), "conv1: nothing is left"),
+    ],
+)
+def test_hidden_units_windows_and_one_sided_padding_are_checked_too(architecture, message):
+    with pytest.raises(ValueError, match=message):
+        check(architecture)
+    check((Input(8), Conv(8, 11, padding=(0, 3)), *HEAD))  # one pixel more is enough

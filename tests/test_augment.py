@@ -112,3 +112,31 @@ def test_what_cannot_be_fitted_or_scaled_is_named():
         fit_color_pca([])
     with pytest.raises(ValueError, match="'variance'; accepted are 'eigenvalue'"):
         pca_jitter(jax.random.key(0), jnp.ones((1, 1, 3)), ColorPCA(jnp.eye(3), jnp.ones(3)), scale="variance")
+
+
+@pytest.mark.parametrize("scale", ["eigenvalue", "stdev"])
+def test_a_jitter_is_the_papers_product_with_the_drawn_a(scale):
+    key, image = jax.random.key(4), jnp.full((2, 3, 3), 100.0)
+    a = 0.2 * np.float64(jax.random.normal(key, (3,)))
+    spread = np.float64(PCA.eigenvalues) ** (1.0 if scale == "eigenvalue" else 0.5)
+    shift = [255 * sum(float(PCA.eigenvectors[c, i]) * a[i] * spread[i] for i in range(3)) for c in range(3)]
+    got = pca_jitter(key, image, PCA, 0.2, scale=scale) - image
+    np.testing.assert_allclose(got, np.broadcast_to(shift, (2, 3, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_largest_component_of_a_principal_colour_is_positive():
+    vectors = np.asarray(PCA.eigenvectors)
+    assert np.all(vectors[np.abs(vectors).argmax(0), range(3)] > 0)
+
+
+def test_views_and_draws_are_the_same_under_jit_and_vmap():
+    images = jnp.asarray(np.random.default_rng(6).uniform(0, 255, (3, 6, 7, 3)), jnp.float32)
+    for f in (
+        lambda key, image: random_crop(key, image, 4),
+        random_flip,
+        lambda key, image: ten_crop(image, 4),
+        lambda key, image: center_crop(image, 4),
+        lambda key, image: pca_jitter(key, image, PCA),
+    ):
+        alone = [f(key, image) for key, image in zip(keys(3), images, strict=True)]
+        np.testing.assert_allclose(jax.jit(jax.vmap(f))(keys(3), images), np.stack(alone), rtol=1e-5)

@@ -20,6 +20,7 @@ LEVELS = [
     {"summary", "checkpoint", "evaluate"},
     {"outputs"},
     {"train"},
+    {"loop"},
     {"cli"},
     {"__init__", "__main__"},
     {"main"},
@@ -29,7 +30,7 @@ ALLOWED = {
     "tensorflow": lambda module: module == "main" or module.split(".")[0] == "data",
     "tensorflow_datasets": lambda module: module == "main" or module.split(".")[0] == "data",
     "orbax": lambda module: module == "checkpoint",
-    "clu": lambda module: module in {"train", "outputs"},
+    "clu": lambda module: module in {"loop", "outputs"},
 }
 
 

@@ -195,3 +195,20 @@ def test_convolution_equals_tensorflows(size, stride, padding, pixels):
         (x, kernel),
         g,
     )
+
+
+def test_no_window_of_lrn_crosses_from_one_tower_to_the_other():
+    # Maps 1 2 | 3 4, a window of 3, k = alpha = beta = 1: a_i / (1 + the energy of the neighbours in the tower).
+    by_tower = [local_response_norm(jnp.array(h), 3, 1.0, 1.0, 1.0) for h in ([1.0, 2.0], [3.0, 4.0])]
+    np.testing.assert_allclose(by_tower, [[1 / 6, 2 / 6], [3 / 26, 4 / 26]], rtol=1e-6)
+    joined = local_response_norm(jnp.array([1.0, 2.0, 3.0, 4.0]), 3, 1.0, 1.0, 1.0)
+    np.testing.assert_allclose(joined, [1 / 6, 2 / 15, 3 / 30, 4 / 26], rtol=1e-6)
+
+
+def test_lrn_is_the_same_inside_another_jit():
+    x = jnp.asarray(draw(17, 2, 3, 8, scale=20), jnp.float32)
+    loss = lambda x: (local_response_norm(x) ** 2).sum()  # noqa: E731
+    with jax.disable_jit():
+        y, dx = local_response_norm(x), jax.grad(loss)(x)
+    np.testing.assert_allclose(jax.jit(local_response_norm)(x), y, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(x), dx, rtol=1e-5, atol=1e-6)

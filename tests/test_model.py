@@ -183,3 +183,32 @@ def test_a_mesh_that_does_not_divide_the_devices_is_refused():
 def test_a_layer_is_a_value():
     assert dataclasses.replace(Conv(8, 3), maps=9) == Conv(9, 3)
     assert hash(TINY) == hash(tuple(TINY))
+
+
+def test_masks_differ_between_towers_layers_examples_and_keys():
+    # Constant weights pass on ones, so that both dropout layers show a mask of the same shape.
+    net = AlexNet((Input(8, towers=2), Flatten(), Dropout(0.5), Dense(384, bias=1.0, std=0.0), Dropout(0.5), Dense(2)))
+    images = jnp.ones((2, 8, 8, 3))
+    variables = net.init(jax.random.key(0), images)
+
+    def masks(key):
+        rngs = {"dropout": jax.random.key(key)}
+        _, sown = net.apply(variables, images, train=True, rngs=rngs, mutable="intermediates")
+        outputs = [np.asarray(sown["intermediates"][name][0]) for name in ("drop0_output", "drop1_output")]
+        return [mask for output in outputs for example in output for mask in np.split(example, 2)]  # of a tower
+
+    drawn = [*masks(1), *masks(2)]
+    assert len({mask.tobytes() for mask in drawn}) == len(drawn) == 16
+    assert {mask.shape for mask in drawn} == {(192,)}
+
+
+def test_examples_are_named_by_their_place_unless_told_otherwise(variables):
+    arguments = {"train": True, "rngs": {"dropout": jax.random.key(2)}}
+    by_place = AlexNet(TINY).apply(variables, IMAGES, **arguments)
+    named = AlexNet(TINY).apply(variables, IMAGES, index=jnp.arange(3), **arguments)
+    np.testing.assert_array_equal(by_place, named)
+
+
+def test_a_mesh_needs_at_least_one_device_for_the_towers():
+    with pytest.raises(ValueError, match=r"mesh\.tower is 0"):
+        towers.make_mesh(0)

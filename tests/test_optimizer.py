@@ -90,3 +90,8 @@ def test_the_rate_drops_when_the_error_stops_improving():
 def test_the_rate_drops_three_times_at_most():
     assert scales([50] * 12)[-1] == pytest.approx(1e-3, rel=1e-5)
     assert scales([50] * 12, drops=0)[-1] == 1
+
+
+def test_waiting_starts_anew_right_after_a_drop():
+    # The first 50 is the best so far; then every second one without improvement makes a drop, until there were three.
+    assert scales([50] * 9) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-3])

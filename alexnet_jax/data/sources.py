@@ -101,6 +101,11 @@ def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str,
         return _open_folder(name.removeprefix("folder:"), train_split, eval_split)
     builder = _builder(name, data_dir, image_size)
     splits = _choose_splits(name, builder.info.splits, train_split, eval_split)
+    for split in splits:
+        if not builder.info.splits[split].num_examples:
+            raise UsageError(
+                f"dataset {name!r} has no examples in {split!r}. Choose a split, or a part, that has some."
+            )
     for feature in ("image", "label"):
         if feature not in builder.info.features:
             raise UsageError(
@@ -128,7 +133,7 @@ def _open_folder(path: str, train_split: str, eval_split: str) -> Dataset:
         raise UsageError(f"folder:{path}: there is no such folder. Give the path of a folder; {layout}.")
     builder = tfds.ImageFolder(path)
     # ImageFolder reads by iteration only; its list of files is what random access needs.
-    files = builder._split_examples
+    files = dict(builder._split_examples)
     if not any(files.values()):
         raise UsageError(f"folder:{path} holds no pictures in class folders. Fill it so that {layout}.")
     label = builder.info.features["label"]
@@ -145,7 +150,7 @@ def _open_folder(path: str, train_split: str, eval_split: str) -> Dataset:
 def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuilder:
     if name == "imagenet2012":
         return imagenet.open_prepared(data_dir, image_size)
-    arguments = {"data_dir": data_dir or None, "file_format": "array_record"}
+    arguments = {"data_dir": data_dir or None}
     try:
         builder = Digits(**arguments) if name == "digits" else tfds.builder(name, **arguments)
     except tfds.core.DatasetNotFoundError as error:
@@ -156,29 +161,39 @@ def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuil
         ) from error
     if not builder.is_prepared():
         try:
-            builder.download_and_prepare()
+            builder.download_and_prepare(file_format="array_record")
         except Exception as error:
             raise UsageError(
                 f"dataset {name!r} is not in {builder.data_dir} and TFDS could not make it: {error}\n"
-                f"Prepare it on a machine with network access, then point --config.data_dir to it:\n"
-                f"  tfds build {name} --file_format=array_record --data_dir=DIR"
+                f"Make it on a machine with network access, then point --config.data_dir to it:\n  {_how_to_make(name)}"
             ) from error
     if not builder.info.file_format.name == "ARRAY_RECORD":
         raise UsageError(
             f"dataset {name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}, which cannot be "
-            f"read by random access. Accepted is array_record; convert it once with\n"
-            f"  tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record --out_path=DIR"
+            f"read by random access. Accepted is array_record; make it once more in another folder, and point "
+            f"--config.data_dir to it:\n  {_how_to_make(name)}"
         )
     return builder
+
+
+def _how_to_make(name: str) -> str:
+    # TFDS's own program `tfds build` does not start without apache_beam.
+    return (
+        f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='DIR')"
+        ".download_and_prepare(file_format='array_record')\""
+    )
 
 
 def _choose_splits(name: str, splits, train: str, evaluation: str) -> tuple[str, str]:
     evaluation = evaluation or next((s for s in EVAL_SPLITS if s in splits), "")
     for field, split in (("train_split", train), ("eval_split", evaluation)):
-        if split.split("[")[0] not in splits:
-            wanted = repr(split) if split else "named " + ", ".join(EVAL_SPLITS)
+        try:
+            splits[split]  # TFDS takes parts too, such as train[:90%]
+        except (KeyError, ValueError) as error:
+            unnamed = field == "eval_split" and not split
+            wanted = "named " + ", ".join(EVAL_SPLITS) if unnamed else repr(split)
             raise UsageError(
                 f"dataset {name!r} has no split {wanted}; it has {', '.join(map(repr, splits)) or 'none'}. "
                 f"Set --config.{field}=NAME to one of them."
-            )
+            ) from error
     return train, evaluation

@@ -1,0 +1,211 @@
+"""Every field is checked before the work starts; a resumed run may change only what does not change a step."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from alexnet_jax import architectures
+from alexnet_jax import config as config_lib
+from alexnet_jax.config import FIELDS, UsageError
+from configs import alexnet, imagenette, quickstart
+
+CONFIGS = {
+    **{f"alexnet:{variant}": lambda v=variant: alexnet.get_config(v) for variant in alexnet.VARIANTS},
+    "imagenette": imagenette.get_config,
+    "quickstart": quickstart.get_config,
+}
+WRONG = {  # for each field a value of another type, and one that is out of range if there is one
+    "dataset": [3, ""],
+    "data_dir": [None],
+    "train_split": [1],
+    "eval_split": [None],
+    "image_size": [256.0, 0],
+    "num_classes": ["10", -1],
+    "architecture": [None, "VGG"],
+    "dtype": [32, "float16"],
+    "seed": [0.5, -1],
+    "batch_size": [True, 0],
+    "num_epochs": [1.5, 0],
+    "num_steps": [None, -1],
+    "augment.crop": [1],
+    "augment.flip": ["True"],
+    "augment.pca_std": ["0.1", -0.1],
+    "augment.pca_scale": [0, "variance"],
+    "learning_rate": [True, 0.0],
+    "momentum": ["0.9", 1.0],
+    "weight_decay": [None, -5e-4],
+    "weight_decay_form": [False, "coupled"],
+    "plateau.factor": ["0.1", 1.0],
+    "plateau.patience": [2.0, 0],
+    "plateau.drops": [3.0, -1],
+    "plateau.threshold": [None, -1e-3],
+    "mesh.tower": ["2", 0],
+    "eval_batch_size": [1e2, 0],
+    "ten_views": [1],
+    "checkpoint_every_steps": [None, 0],
+    "log_every_steps": [20.0, 0],
+    "profile": [0],
+}
+
+
+def config_with(name, value):
+    """The paper's config with one field changed, whatever its type."""
+    values = alexnet.get_config().to_dict()
+    inner = values
+    *groups, last = name.split(".")
+    for group in groups:
+        inner = inner[group]
+    inner[last] = value
+    return config_lib.ml_collections.ConfigDict(values)
+
+
+def test_all_files_in_configs_are_tested_here():
+    files = {path.stem for path in Path(alexnet.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == {name.split(":")[0] for name in CONFIGS}
+    assert set(WRONG) == set(FIELDS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_config_passes_its_check(name):
+    config_lib.check(CONFIGS[name]())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_config_names_its_own_command(name):
+    module = importlib.import_module(f"configs.{name.split(':')[0]}")
+    assert f"python main.py --config=configs/{name.removesuffix(':paper')}".replace(":", ".py:") in module.__doc__
+
+
+def test_the_variant_of_the_slides_is_their_network():
+    assert alexnet.get_config().architecture == "PAPER"
+    assert alexnet.get_config("slides").architecture == "SLIDES"
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]])
+def test_each_field_refuses_what_it_does_not_accept(name, value):
+    with pytest.raises(UsageError) as error:
+        config_lib.check(config_with(name, value))
+    assert str(error.value) == (
+        f"config.{name} is {value!r}; accepted is {FIELDS[name].accepted}. Set --config.{name} to such a value."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 1),
+        ("weight_decay", 0),
+        ("momentum", 0),
+        ("augment.pca_std", 0),
+        ("plateau.drops", 0),
+        ("num_steps", 0),
+        ("seed", 0),
+        ("weight_decay_form", "paper"),
+        ("augment.pca_scale", "stdev"),
+        ("dtype", "bfloat16"),
+        ("image_size", 227),
+        *(("architecture", name) for name in architectures.NAMED),
+    ],
+)
+def test_the_ends_of_the_ranges_are_accepted(name, value):
+    config_lib.check(config_with(name, value))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_each_field_must_be_there(name):
+    config = alexnet.get_config()
+    *groups, last = name.split(".")
+    inner = config
+    for group in groups:
+        inner = inner[group]
+    del inner[last]
+    with pytest.raises(UsageError, match=re.escape(f"config lacks the field {name!r} ({FIELDS[name].accepted}).")):
+        config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("batchsize", "batch_size"), ("mesh.towers", "mesh.tower"), ("learning-rate", "learning_rate")]
+)
+def test_an_unknown_field_is_named_with_the_nearest_one(name, hint):
+    with pytest.raises(UsageError, match=re.escape(f"config has no field {name!r}; did you mean {hint!r}?")):
+        config_lib.check(config_with(name, 3))
+
+
+def test_an_unknown_field_that_is_near_to_none_is_answered_with_all():
+    with pytest.raises(UsageError) as error:
+        config_lib.check(config_with("qqq", 3))
+    assert all(name in str(error.value) for name in FIELDS)
+
+
+def test_pictures_smaller_than_the_network_s_input_are_refused():
+    size = architectures.NAMED["PAPER"][0].size
+    config_lib.check(config_with("image_size", size))
+    with pytest.raises(UsageError) as error:
+        config_lib.check(config_with("image_size", size - 1))
+    assert str(error.value).startswith(f"config.image_size is {size - 1}; accepted is {size}, the input of PAPER")
+    assert f"--config.image_size={size}" in str(error.value)
+
+
+# Resuming
+
+OTHER = {int: lambda v: v + 1, float: lambda v: v / 2, str: lambda v: v + "x", bool: lambda v: not v}
+FREE = {
+    *("data_dir", "num_epochs", "num_steps", "mesh.tower", "eval_batch_size", "ten_views"),
+    *("checkpoint_every_steps", "log_every_steps", "profile"),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_resumed_run_may_change_what_does_not_change_a_step_and_nothing_else(name, tmp_path):
+    saved = alexnet.get_config()
+    before = config_lib.flatten(saved)[name]
+    now = OTHER[FIELDS[name].kind](before)
+    changed = config_with(name, now)
+    if name in FREE:
+        config_lib.check_resumable(changed, saved, tmp_path)
+        return
+    with pytest.raises(UsageError) as error:
+        config_lib.check_resumable(changed, saved, tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path} holds a run with {name}={before!r}, and this one has {name}={now!r}. ")
+    assert f"--config.{name}={before}" in message
+    assert "another --workdir" in message
+
+
+def test_the_same_config_resumes(tmp_path):
+    config_lib.check_resumable(alexnet.get_config(), alexnet.get_config(), tmp_path)
+
+
+@pytest.mark.parametrize("sides", ["now", "before"])
+def test_a_field_that_only_one_of_the_two_has_is_named(sides, tmp_path):
+    both = [alexnet.get_config(), config_with("optimizer", "sgd")]
+    now, before = both[::-1] if sides == "now" else both
+    with pytest.raises(UsageError, match="optimizer="):
+        config_lib.check_resumable(now, before, tmp_path)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    config = quickstart.get_config()
+    config_lib.save(config, tmp_path / "config.json")
+    loaded = config_lib.load(tmp_path / "config.json")
+    config_lib.check(loaded)  # types too: a float that is written as 1 would still be accepted, an int as 1.0 not
+    assert config_lib.flatten(loaded) == config_lib.flatten(config)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_save_that_fails_leaves_the_old_config(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    config_lib.save(quickstart.get_config(), path)
+
+    def half_of_it(self, text):
+        with self.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", half_of_it)
+        with pytest.raises(OSError, match="no space left"):
+            config_lib.save(alexnet.get_config(), path)
+    assert config_lib.load(path).architecture == "QUICKSTART"

@@ -1,0 +1,201 @@
+"""Runs that are killed, stopped, or go wrong; what a run leaves behind."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import cli, loop
+from alexnet_jax import config as config_lib
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import UsageError
+from configs import quickstart
+
+ROOT = Path(__file__).parent.parent
+PICTURES, BATCH = 96, 16  # six steps an epoch
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Ten classes of coloured noise on a bright spot, 96 pictures to train on and 30 to test on."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in (("train", PICTURES), ("val", 30)):
+        for i in range(count):
+            label = i % 10
+            image = rng.integers(0, 100, (32, 32, 3), np.uint8)
+            image[3 * label : 3 * label + 4, 10:20] = 250
+            path = root / split / f"class{label}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return root
+
+
+def config_for(folder, **changes):
+    config = quickstart.get_config()
+    config.update(dataset=f"folder:{folder}", batch_size=BATCH, eval_batch_size=10, num_steps=24)
+    # An error must fall by nine tenths to count: the rate drops at the second, third and fourth evaluation.
+    config.plateau.update(patience=1, threshold=0.9)
+    config.update({"checkpoint_every_steps": 3, "log_every_steps": 2, **changes})
+    return config
+
+
+def arrays_of(workdir, step):
+    """All arrays of a checkpoint, by name, as a run restores them."""
+    config = config_lib.load(workdir / "config.json")
+    run = loop.set_up(config, workdir)
+    with Checkpoints(workdir) as checkpoints:
+        state, _ = run.restore(checkpoints, step)
+    return {jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(state)}
+
+
+@pytest.fixture(scope="session")
+def uncut(folder, tmp_path_factory):
+    """A run of 24 steps that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("uncut")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", functools.partial(_one_device, jax.devices))
+        return workdir, loop.train(config_for(folder), workdir)
+
+
+def _one_device(devices, *arguments):
+    return devices(*arguments)[:1]
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Runs see one device, as the processes that they are compared with do."""
+    monkeypatch.setattr(jax, "devices", functools.partial(_one_device, jax.devices))
+
+
+CHILD = """
+import os, signal, sys
+import jax
+from alexnet_jax import config, loop
+devices = jax.devices
+jax.devices = lambda *arguments: devices(*arguments)[:1]
+kill_at, workdir = int(sys.argv[1]), sys.argv[2]
+add = loop.Journal.add
+def add_or_die(self, step, metrics):
+    if step == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, step, metrics)
+loop.Journal.add = add_or_die
+loop.train(config.load(loop.Path(sys.argv[3])), workdir)
+"""
+
+
+@pytest.mark.parametrize("kill_at", [8, 16], ids=["in the middle of an epoch", "after a drop of the rate"])
+def test_a_killed_run_ends_bit_identical_to_one_that_was_not(kill_at, folder, uncut, tmp_path):
+    config, workdir = config_for(folder), tmp_path / "cut"
+    config_lib.save(config, tmp_path / "config.json")
+    # The same XLA_FLAGS: the number of its devices sets how many threads share a sum, and so its rounding.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = [sys.executable, "-c", CHILD, str(kill_at), str(workdir), str(tmp_path / "config.json")]
+    killed = subprocess.run(child, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with Checkpoints(workdir) as checkpoints:
+        resumed_from = checkpoints.latest_step()
+    assert 0 < resumed_from < kill_at
+
+    loop.train(config, workdir)
+
+    want, got = arrays_of(uncut[0], 24), arrays_of(workdir, 24)
+    assert want.keys() == got.keys()
+    for name in want:
+        np.testing.assert_array_equal(want[name], got[name], err_msg=name)
+    assert got[".schedule.scale"] == pytest.approx(1e-3)  # the rate did drop, three times
+
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["step"] for line in lines if "train_loss" in line]
+    assert losses == list(range(2, 25, 2))  # each step is told once
+
+
+def test_a_run_leaves_all_outputs(uncut):
+    workdir, result = uncut
+    assert json.loads((workdir / "result.json").read_text()) == result
+    assert result["steps"] == 24
+    assert result["examples"] == result["one_view"]["examples"] == result["ten_views"]["examples"] == 30
+    assert result["parameters"] == 286_922
+    assert 0 <= result["one_view"]["top5_error"] <= result["one_view"]["top1_error"] <= 100
+    assert json.loads((workdir / "config.json").read_text())["batch_size"] == BATCH
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert (workdir / "statistics.npz").exists()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_top1_error" in line] == [6, 12, 18, 24]
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[-1] == pytest.approx(0.01 * 0.1**2)
+    assert "24" in {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+def test_the_evaluate_command_repeats_the_results(uncut, capsys):
+    workdir, result = uncut
+    cli.main(["evaluate", f"--workdir={workdir}", "--json"])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed == {name: result[name] for name in ("one_view", "ten_views")}
+
+
+def test_a_finished_run_started_again_only_evaluates(folder, uncut):
+    workdir, result = uncut
+    again = loop.train(config_for(folder), workdir)
+    assert again["one_view"] == result["one_view"]
+    assert again["steps"] == 24
+
+
+@pytest.mark.parametrize("stop_at", [4, 6], ids=["within an epoch", "before an epoch is evaluated"])
+def test_sigterm_saves_and_the_next_run_loses_nothing(stop_at, folder, uncut, tmp_path, monkeypatch, capsys):
+    add = loop.Journal.add
+
+    def add_and_stop(self, step, metrics):
+        add(self, step, metrics)
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Journal, "add", add_and_stop)
+        assert loop.train(config_for(folder, checkpoint_every_steps=100), tmp_path) == {}
+    assert f"after step {stop_at}" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert not (tmp_path / "result.json").exists()
+    loop.train(config_for(folder), tmp_path)
+    assert f"Resuming {tmp_path} after step {stop_at}" in capsys.readouterr().out
+    want, got = arrays_of(uncut[0], 24), arrays_of(tmp_path, 24)
+    for name in want:
+        np.testing.assert_array_equal(want[name], got[name], err_msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(folder, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"not finite at step \d+") as caught:
+        loop.train(config_for(folder, learning_rate=1e4, checkpoint_every_steps=1), tmp_path)
+    step = int(str(caught.value).split("at step ")[1].split(".")[0])
+    with Checkpoints(tmp_path) as checkpoints:
+        good = checkpoints.latest_step()
+    assert good == step - 1
+    arrays = arrays_of(tmp_path, good)
+    assert all(np.isfinite(a).all() for name, a in arrays.items() if "schedule" not in name)
+
+
+def test_another_network_in_the_workdir_is_refused(folder, uncut, tmp_path):
+    workdir = uncut[0]
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    with pytest.raises(UsageError, match=r"checkpoint 24 .* is of another network: it has float32\[2, 5\] for .*fc8"):
+        loop.train(config_for(folder, num_classes=12), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns_the_digits(tmp_path):
+    command = [sys.executable, "main.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    subprocess.run([*command, f"--config.data_dir={tmp_path}"], cwd=ROOT, env=environment, check=True)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["examples"] == 1000
+    assert result["one_view"]["top1_error"] <= 5
+    assert result["ten_views"]["top1_error"] <= 5

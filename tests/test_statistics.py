@@ -1,0 +1,148 @@
+"""Mean image and colour PCA against NumPy in float64 over all pictures, and the pass that finds what is broken."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from alexnet_jax.augment import ColorPCA
+from alexnet_jax.config import UsageError
+from alexnet_jax.data.statistics import Statistics, Sums
+from alexnet_jax.data.survey import check_labels, survey
+
+SIZE = 6
+
+
+@dataclasses.dataclass
+class InMemory:
+    images: np.ndarray
+    labels: np.ndarray
+    name: str = "in memory, split train"
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, indices):
+        return [tf.io.encode_png(self.images[i]).numpy() for i in indices], self.labels[indices]
+
+    def describe(self, index):
+        return f"picture {index}"
+
+
+def colourful(count, seed=0):
+    """Pictures whose colours are correlated, and differ from place to place and from picture to picture."""
+    rng = np.random.default_rng(seed)
+    light = rng.uniform(0, 150, (count, SIZE, SIZE, 1))
+    colours = light * [0.9, 0.6, 0.3] + rng.uniform(0, 60, (count, SIZE, SIZE, 3)) + np.arange(SIZE)[:, None]
+    return np.clip(colours, 0, 255).astype(np.uint8)
+
+
+def source_of(count, labels=None):
+    return InMemory(colourful(count), np.zeros(count, np.int32) if labels is None else np.asarray(labels, np.int32))
+
+
+def assert_are_of(statistics, images):
+    """Compares with float64; of an eigenvector the sign is free."""
+    pictures = images.astype(np.float64)
+    assert statistics.mean_image.dtype == np.float32
+    np.testing.assert_allclose(statistics.mean_image, pictures.mean(0), rtol=1e-6)
+    values, vectors = np.linalg.eigh(np.cov(pictures.reshape(-1, 3).T / 255, bias=True))
+    order = np.argsort(statistics.pca.eigenvalues)
+    np.testing.assert_allclose(np.asarray(statistics.pca.eigenvalues)[order], values, rtol=1e-5)
+    ours = np.asarray(statistics.pca.eigenvectors)[:, order]
+    np.testing.assert_allclose(np.abs((ours * vectors).sum(0)), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [64, 128, 100, 65, 7], ids=lambda count: f"{count} pictures")
+def test_statistics_are_of_each_picture_once(count):
+    # Batches are of 64: what fills the last of them must not count.
+    source = source_of(count)
+    assert_are_of(survey(source, image_size=SIZE, num_classes=1), source.images)
+
+
+def test_sums_do_not_depend_on_how_pictures_are_grouped():
+    images = colourful(50)
+    one_by_one, together = Sums(SIZE), Sums(SIZE)
+    for image in images:
+        one_by_one.add(image[None])
+    together.add(images)
+    for a, b in ((one_by_one.image, together.image), (one_by_one.square, together.square)):
+        np.testing.assert_array_equal(a, b)  # sums of integers below 2^53 are exact
+    assert_are_of(one_by_one.statistics(), images)
+
+
+def test_sums_of_many_bright_pictures_stay_exact():
+    sums, bright = Sums(SIZE), np.full((1000, SIZE, SIZE, 3), 255, np.uint8)
+    for _ in range(300):
+        sums.add(bright)
+    assert (sums.image == 255 * 300_000).all()
+    assert (sums.square == 255**2 * 300_000 * SIZE**2).all()
+    assert (sums.statistics().mean_image == 255).all()
+
+
+def an_example(value):
+    return Statistics(
+        np.full((SIZE, SIZE, 3), value, np.float32),
+        ColorPCA(np.arange(9, dtype=np.float32).reshape(3, 3) + value, np.array([3, 2, 1], np.float32)),
+    )
+
+
+def test_what_is_saved_is_loaded_bit_by_bit(tmp_path):
+    path = tmp_path / "run" / "statistics.npz"  # the folder is made
+    saved = survey(source_of(10), image_size=SIZE, num_classes=1)
+    saved.save(path)
+    loaded = Statistics.load(path)
+    for a, b in (
+        (saved.mean_image, loaded.mean_image),
+        (saved.pca.eigenvectors, loaded.pca.eigenvectors),
+        (saved.pca.eigenvalues, loaded.pca.eigenvalues),
+    ):
+        assert np.asarray(a).dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert [p.name for p in path.parent.iterdir()] == ["statistics.npz"]
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "statistics.npz"
+    an_example(1).save(path)
+
+    def half_of_it(file, **_):
+        file.write(b"PK\x03\x04 half of it")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", half_of_it)
+        with pytest.raises(OSError, match="no space left"):
+            an_example(2).save(path)
+    np.testing.assert_array_equal(Statistics.load(path).mean_image, an_example(1).mean_image)
+    an_example(3).save(path)
+    np.testing.assert_array_equal(Statistics.load(path).mean_image, an_example(3).mean_image)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 1000])
+@pytest.mark.parametrize("place", [0, 63, 64, 69])
+def test_a_label_outside_the_classes_is_named(wrong, place):
+    labels = np.arange(70) % 3
+    labels[place] = wrong
+    with pytest.raises(UsageError) as error:
+        survey(source_of(70, labels), image_size=SIZE, num_classes=3)
+    message = str(error.value)
+    assert message.startswith(f"picture {place} has the label {wrong}; accepted are 0 to 2. ")
+    assert "--config.num_classes" in message
+
+
+def test_labels_within_the_classes_pass():
+    check_labels(np.array([0, 1, 2]), 3, lambda i: pytest.fail(f"example {i} is right"))
+
+
+def test_the_first_of_several_wrong_labels_is_named():
+    with pytest.raises(UsageError, match=r"^number 1 has the label 7"):
+        check_labels(np.array([0, 7, -1]), 3, lambda i: f"number {i}")
+
+
+def test_progress_is_shown(capsys):
+    survey(source_of(70), image_size=SIZE, num_classes=1)
+    shown = capsys.readouterr().err
+    assert "Reading in memory, split train" in shown
+    assert "70/70" in shown
