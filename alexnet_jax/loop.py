@@ -103,8 +103,8 @@ def set_up(config, workdir: Path, *, save: bool = True) -> Run:
         )
     if data.statistics is not None and num_classes < data.num_classes:  # no survey will look at the labels
         raise UsageError(
-            f"num_classes is {num_classes}, but dataset {config.dataset!r} has labels from 0 to "
-            f"{data.num_classes - 1}; accepted are {data.num_classes} or more. Leave --config.num_classes at 0 for the dataset's own number."
+            f"num_classes is {num_classes}, but dataset {config.dataset!r} has {data.num_classes} classes; "
+            f"accepted are {data.num_classes} or more. Set --config.num_classes=0 for the dataset's own number."
         )
     recipe = Recipe.from_config(config, num_classes)
     run = Run(config, workdir, recipe, data, None, _num_steps(config, len(data.train)))
