@@ -125,7 +125,8 @@ def _num_steps(config, examples):
 
 def _read_statistics(config, data, num_classes, workdir):
     path = workdir / "statistics.npz"
-    if not path.exists():
+    # Without a config, which is saved last, they may be those of other data, left by a run that never began.
+    if not path.exists() or not (workdir / "config.json").exists():
         statistics = data.statistics
         if statistics is None:
             size = {"image_size": config.image_size, "num_classes": num_classes}

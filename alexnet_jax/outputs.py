@@ -71,7 +71,7 @@ class Progress:
         self._bar = tqdm(total=stop, initial=start, unit="step", disable=None, dynamic_ncols=True)
         self._stop, self._batch_size = stop, batch_size
         self._told_at = self._began = time.monotonic()
-        self._first = self._told_step = start
+        self._first = start
 
     def update(self, step: int, loss: float) -> None:
         """Shows that `step` steps are done."""

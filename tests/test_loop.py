@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, or go wrong; what a run leaves behind."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -134,6 +135,16 @@ def test_a_run_leaves_all_outputs(uncut):
     assert rates[0] == pytest.approx(0.01)
     assert rates[-1] == pytest.approx(0.01 * 0.1**2)
     assert "24" in {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+def test_statistics_left_by_a_run_that_never_began_are_not_used(folder, tmp_path):
+    run = loop.set_up(config_for(folder), tmp_path)
+    wanted = np.asarray(run.statistics.mean_image)
+    assert wanted.any()
+    dataclasses.replace(run.statistics, mean_image=0 * wanted).save(tmp_path / "statistics.npz")
+    assert not np.asarray(loop.set_up(config_for(folder), tmp_path).statistics.mean_image).any()
+    (tmp_path / "config.json").unlink()
+    np.testing.assert_array_equal(loop.set_up(config_for(folder), tmp_path).statistics.mean_image, wanted)
 
 
 def test_the_evaluate_command_repeats_the_results(uncut, capsys):
