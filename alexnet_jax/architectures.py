@@ -212,9 +212,9 @@ def layer_names(architecture: Architecture) -> tuple[str, ...]:
 def check(architecture: Architecture) -> None:
     """Raises ValueError unless the layers form a network that can be split into its towers.
 
-    Checked: Input first and only there, Dense last, Flatten between Conv and Dense,
-    windows of LRN that are odd, sizes that leave at least one pixel, maps and units that divide into the towers (those
-    of the last layer need not: it is rounded up and the surplus cut off).
+    Checked: Input first and only there, Dense last, Flatten between Conv and Dense, odd
+    windows of LRN, sizes that leave at least one pixel, maps and units that divide into the
+    towers (those of the last layer need not: it is rounded up and the surplus cut off).
     """
     if not architecture or not isinstance(architecture[0], Input) or not isinstance(architecture[-1], Dense):
         raise ValueError("An architecture starts with Input and ends with Dense (the logits).")

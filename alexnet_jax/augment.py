@@ -34,7 +34,11 @@ def random_crop(key, image, size):
 
     Returns:
       (size, size, C) array of the same dtype.
+
+    Raises:
+      ValueError: if the square does not fit into the image.
     """
+    _check_fits(image, size)
     height, width, maps = image.shape
     top, left = jax.random.randint(key, (2,), 0, jnp.array([height - size + 1, width - size + 1]))
     return jax.lax.dynamic_slice(image, (top, left, 0), (size, size, maps))
@@ -46,7 +50,8 @@ def random_flip(key, image):
 
 
 def center_crop(image, size):
-    """The central (size, size, C) square of an (H, W, C) image."""
+    """The central (size, size, C) square of an (H, W, C) image. Raises ValueError if it does not fit."""
+    _check_fits(image, size)
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return image[top : top + size, left : left + size]
 
@@ -61,11 +66,22 @@ def ten_crop(image, size):
     Returns:
       (10, size, size, C): top left, top right, bottom left, bottom right, centre, and
       the same five mirrored left to right.
+
+    Raises:
+      ValueError: if the views do not fit into the image.
     """
+    _check_fits(image, size)
     bottom, right = image.shape[0] - size, image.shape[1] - size
     corners = [image[i : i + size, j : j + size] for i in (0, bottom) for j in (0, right)]
     views = jnp.stack([*corners, center_crop(image, size)])
     return jnp.concatenate([views, views[:, :, ::-1]])
+
+
+def _check_fits(image, size):
+    if not 0 < size <= min(image.shape[:2]):
+        raise ValueError(
+            f"size is {size}, but the image is {image.shape[0]}x{image.shape[1]}; accepted is 1 to its shorter side."
+        )
 
 
 def pca_jitter(key, image, pca, std=0.1, *, scale: Literal["eigenvalue", "stdev"] = "eigenvalue"):
@@ -85,8 +101,10 @@ def pca_jitter(key, image, pca, std=0.1, *, scale: Literal["eigenvalue", "stdev"
       Array of the shape and dtype of image, not clipped.
 
     Raises:
-      ValueError: for another scale.
+      ValueError: for another scale, or for integer pixels, which cannot take the shift.
     """
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(f"image is {image.dtype}; accepted is a floating-point type. Use image.astype(jnp.float32).")
     if scale not in ("eigenvalue", "stdev"):
         raise ValueError(f"scale is {scale!r}; accepted are 'eigenvalue' (paper) and 'stdev' (2012 program).")
     spread = pca.eigenvalues if scale == "eigenvalue" else jnp.sqrt(pca.eigenvalues)

@@ -72,6 +72,11 @@ class Checkpoints:
           UsageError: if there is none.
         """
         step = self.latest_step() if which == "last" else self._manager.best_step()
+        if step is None and self.latest_step() is not None:
+            raise UsageError(
+                f"{self._folder} holds no checkpoint with a validation error yet; the first comes at the end of an "
+                "epoch. Use the last one: --checkpoint=last."
+            )
         if step is None:
             raise UsageError(f"{self._folder} holds no checkpoint. Train first, or give the --workdir of a run.")
         return step
@@ -86,16 +91,17 @@ class Checkpoints:
         Raises:
           UsageError: if the stored arrays are not the expected ones: names, shapes and types.
         """
+        self.check(step, like)
         expected = _flatten(like)
-        self._check(step, expected)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(expected), notes=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         leaves = [restored.state[name] for name in expected]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), restored.notes
 
-    def _check(self, step, expected):
+    def check(self, step: int, like) -> None:
+        """Raises UsageError as restore does, without reading the arrays."""
         stored = {name: (a.shape, a.dtype) for name, a in self._manager.item_metadata(step).state.items()}
-        wanted = {name: (a.shape, a.dtype) for name, a in expected.items()}
+        wanted = {name: (a.shape, a.dtype) for name, a in _flatten(like).items()}
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):
                 raise UsageError(

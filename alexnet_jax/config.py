@@ -67,7 +67,7 @@ FIELDS = {
     "plateau.factor": Field(float, "a number between 0 and 1", lambda value: 0 < value < 1),
     "plateau.patience": _POSITIVE,
     "plateau.drops": _NOT_NEGATIVE,
-    "plateau.threshold": _SHARE,
+    "plateau.threshold": Field(float, "a number between 0 and 1", lambda value: 0 < value < 1),
     "mesh.tower": _free(_POSITIVE),
     "eval_batch_size": _free(_POSITIVE),
     "ten_views": _free(_FLAG),

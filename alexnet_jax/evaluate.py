@@ -82,7 +82,8 @@ def count_errors(params, batch, mean_image, *, network: AlexNet, mesh, views: in
         labels, mask = batch["label"], batch["mask"]
         _, best = lax.top_k(probabilities, min(5, probabilities.shape[-1]))  # (N, 5)
         hit = best == labels[:, None]
-        losses = -jnp.log(jnp.take_along_axis(probabilities, labels[:, None], 1)[:, 0])
+        probability = jnp.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
+        losses = -jnp.log(jnp.maximum(probability, jnp.finfo(jnp.float32).tiny))  # finite where it underflows
         counts = {
             "top1_wrong": jnp.sum(mask & ~hit[:, 0]),
             "top5_wrong": jnp.sum(mask & ~hit.any(1)),

@@ -42,7 +42,7 @@ def max_pool(x, size=3, stride=2):
     """Takes the maximum over square windows; they overlap when stride < size.
 
     Args:
-      x: (N, H, W, C) array.
+      x: (N, H, W, C) floating-point array.
       size: side of a window, the paper's z, in pixels.
       stride: distance between neighbouring windows, the paper's s, in pixels.
 

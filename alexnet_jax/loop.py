@@ -31,13 +31,13 @@ class Run:
     workdir: Path
     recipe: Recipe
     data: sources.Dataset
-    statistics: Statistics
+    statistics: Statistics | None  # None only within set_up
     stop: int  # steps
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether an epoch ends within this step, or training does."""
-        epoch = lambda s: s * self.config.batch_size // len(self.data.train)  # noqa: E731
-        return epoch(step) > epoch(step - 1) or step == self.stop
+        """Whether an epoch ends within this step."""
+        epoch, before = (s * self.config.batch_size // len(self.data.train) for s in (step, step - 1))
+        return epoch > before
 
     @property
     def many_views(self) -> int:
@@ -71,15 +71,18 @@ class Run:
 
     def restore(self, checkpoints: Checkpoints, step: int) -> tuple[TrainState, dict]:
         """State and notes of a checkpoint, each array where this run's mesh wants it."""
+        return checkpoints.restore(step, self.abstract_state())
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of this run's state."""
         like = jax.eval_shape(functools.partial(init_state, recipe=self.recipe))
-        like = jax.tree.map(
+        return jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, state_shardings(like, self.recipe)
         )
-        return checkpoints.restore(step, like)
 
 
-def set_up(config, workdir: Path, *, save: bool = True) -> Run:
-    """Checks a config, opens its data and reads the statistics; writes statistics.npz and, with `save`, config.json.
+def set_up(config, workdir: Path, *, training: bool = True) -> Run:
+    """Checks a config, opens its data and reads the statistics; writes statistics.npz and, for training, config.json.
 
     Raises:
       UsageError: for anything that would stop the run later.
@@ -88,7 +91,7 @@ def set_up(config, workdir: Path, *, save: bool = True) -> Run:
     saved = workdir / "config.json"
     if saved.exists():
         config_lib.check_resumable(config, config_lib.load(saved), workdir)
-    make_mesh(config)
+    mesh = make_mesh(config, batches=("batch_size", "eval_batch_size") if training else ("eval_batch_size",))
     data = sources.open_dataset(
         config.dataset,
         config.data_dir,
@@ -106,16 +109,16 @@ def set_up(config, workdir: Path, *, save: bool = True) -> Run:
             f"num_classes is {num_classes}, but dataset {config.dataset!r} has {data.num_classes} classes; "
             f"accepted are {data.num_classes} or more. Set --config.num_classes=0 for the dataset's own number."
         )
-    recipe = Recipe.from_config(config, num_classes)
+    recipe = Recipe.from_config(config, num_classes, mesh)
     run = Run(config, workdir, recipe, data, None, _num_steps(config, len(data.train)))
     with Checkpoints(workdir) as checkpoints:
         if (step := checkpoints.latest_step()) is not None:
-            run.restore(checkpoints, step)
+            checkpoints.check(step, run.abstract_state())
     statistics = _read_statistics(config, data, num_classes, workdir)
-    if save:
+    if training:
         config_lib.save(config, saved)
     # Once and for all on every device, not anew with each batch.
-    statistics = jax.device_put(statistics, NamedSharding(recipe.mesh, PartitionSpec()))
+    statistics = jax.device_put(statistics, NamedSharding(mesh, PartitionSpec()))
     return dataclasses.replace(run, statistics=statistics)
 
 
@@ -163,10 +166,10 @@ def train(config, workdir) -> dict:
             print(f"Resuming {workdir} after step {start}.", flush=True)
         began = time.monotonic() - notes["seconds"]
         state = fit(run, state, checkpoints, stopped, validation_due=notes["validation_due"], began=began)
-        if stopped:
-            print(f"SIGTERM: saved {workdir} after step {int(state.step)}; the same command resumes it.", flush=True)
-            return {}
-    return report(run, state, time.monotonic() - began)
+        result = {} if stopped else report(run, state, time.monotonic() - began, stopped)
+    if not result:  # the checkpoints are closed: what was saved is on disk
+        print(f"SIGTERM: saved {workdir} after step {int(state.step)}; the same command resumes it.", flush=True)
+    return result
 
 
 @contextlib.contextmanager
@@ -197,21 +200,31 @@ def fit(
     progress = outputs.Progress(start=start, stop=run.stop, batch_size=config.batch_size)
     writer = outputs.make_writer(run.workdir, start)
     journal = Journal(progress, writer, config.log_every_steps)
-    profile = periodic_actions.Profile(logdir=str(run.workdir), num_profile_steps=5, first_profile=start + 10)
+    profile = periodic_actions.Profile(
+        logdir=str(run.workdir),
+        first_profile=start + 10,
+        num_profile_steps=5,
+        profile_duration_ms=None,
+        every_secs=None,
+    )
     with contextlib.closing(progress), contextlib.closing(writer):
         if validation_due:
             state, _ = validate(run, state, progress, writer, stopped)
+            if stopped:  # again before it was done: the checkpoint there still says that it is due
+                return state
         for step, batch in enumerate(run.batches_from(start), start + 1):
             state, metrics = train_step(state, put(batch, run.recipe.mesh), run.statistics, recipe=run.recipe)
             journal.add(step, metrics)
             if config.profile:
                 profile(step)
             errors, ends_epoch = None, run.ends_epoch(step)
-            if ends_epoch:
-                journal.catch_up()
-                state, errors = validate(run, state, progress, writer, stopped)
-            if ends_epoch or stopped or step % config.checkpoint_every_steps == 0:
+            due = ends_epoch or step == run.stop
+            if due or stopped or step % config.checkpoint_every_steps == 0:
                 journal.catch_up()  # a state that came of numbers that are not finite is never saved
+                if due:
+                    # A last step within an epoch leaves the rate alone, so that a run which is extended
+                    # later takes the same steps as one that was as long from the start.
+                    state, errors = validate(run, state, progress, writer, stopped, adjust=ends_epoch)
                 notes = {"seconds": time.monotonic() - began, "validation_due": ends_epoch and errors is None}
                 checkpoints.save(state, error=errors and errors.top1_error, notes=notes)
             if stopped:
@@ -219,8 +232,10 @@ def fit(
     return state
 
 
-def validate(run: Run, state: TrainState, progress, writer, stopped: list) -> tuple[TrainState, Errors | None]:
-    """Evaluates a state and lets the rate follow: the state with its new schedule, and the errors.
+def validate(
+    run: Run, state: TrainState, progress, writer, stopped: list, *, adjust: bool = True
+) -> tuple[TrainState, Errors | None]:
+    """Evaluates a state and, with `adjust`, lets the rate follow: the state with its new schedule, and the errors.
 
     When `stopped` fills up on the way, the state is returned as it was, and None.
     """
@@ -230,14 +245,20 @@ def validate(run: Run, state: TrainState, progress, writer, stopped: list) -> tu
     step = int(state.step)
     writer.write_scalars(step, {f"eval_{name}": value for name, value in dataclasses.asdict(errors).items()})
     progress.say(f"step {step}: validation top-1 {errors.top1_error:.2f}%, top-5 {errors.top5_error:.2f}%")
-    return state.replace(schedule=adjust_rate(state, errors.top1_error, recipe=run.recipe)), errors
+    if adjust:
+        state = state.replace(schedule=adjust_rate(state, errors.top1_error, recipe=run.recipe))
+    return state, errors
 
 
-def report(run: Run, state: TrainState, seconds: float) -> dict:
-    """Evaluates a state with one view and with many, writes result.json and prints a table."""
-    errors = {"one_view": run.evaluate(state.params, views=1)}
-    if run.config.ten_views:
-        errors["ten_views"] = run.evaluate(state.params, views=run.many_views)
+def report(run: Run, state: TrainState, seconds: float, stopped: list) -> dict:
+    """Evaluates a state with one view and with many, writes result.json and prints a table.
+
+    Gives an empty result, and writes nothing, when `stopped` fills up on the way.
+    """
+    views = {"one_view": 1, "ten_views": run.many_views} if run.config.ten_views else {"one_view": 1}
+    errors = {name: run.evaluate(state.params, views=count, interrupted=stopped) for name, count in views.items()}
+    if None in errors.values():
+        return {}
     result = {
         **{name: dataclasses.asdict(e) for name, e in errors.items()},
         "examples": errors["one_view"].examples,
@@ -275,7 +296,11 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
         config.data_dir = data_dir
     if batch_size is not None:
         config.eval_batch_size = batch_size
-    run = set_up(config, workdir, save=False)
+    # This machine need not be the one that trained.
+    if len(jax.devices()) % config.mesh.tower:
+        config.mesh.tower = 1
+    config.eval_batch_size += -config.eval_batch_size % len(jax.devices())
+    run = set_up(config, workdir, training=False)
     with Checkpoints(workdir) as checkpoints:
         state, _ = run.restore(checkpoints, checkpoints.step_of(which))
     print(f"Step {int(state.step)} of {workdir}", flush=True)

@@ -43,8 +43,9 @@ class AlexNet(nn.Module):
           into the collection "intermediates" as NAME_output (Linen keeps NAME for the parameters).
 
         Raises:
-          ValueError: if the images do not have the architecture's size.
+          ValueError: if the architecture is none (architectures.check) or the images do not have its size.
         """
+        architectures.check(self.architecture)
         size, channels = self.architecture[0].size, self.architecture[0].channels
         if images.shape[1:] != (size, size, channels):
             raise ValueError(f"images have shape {images.shape}; this network takes (N, {size}, {size}, {channels}).")

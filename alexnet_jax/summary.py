@@ -22,7 +22,7 @@ def summary(architecture: Architecture, batch_size: int = 1) -> str:
       batch_size: pictures that the sizes are given for.
 
     Returns:
-      Text of one line a layer and seven lines of totals.
+      Text: a heading, one line a layer, and six lines of totals.
     """
     size, channels = architecture[0].size, architecture[0].channels
     images = jax.ShapeDtypeStruct((batch_size, size, size, channels), jnp.float32)

@@ -52,19 +52,13 @@ class Recipe:
     plateau: tuple[tuple[str, float], ...]  # arguments of optimizer.plateau_schedule
 
     @classmethod
-    def from_config(cls, config, num_classes: int) -> "Recipe":
-        """The recipe that a config describes, for a number of classes and the devices there are."""
+    def from_config(cls, config, num_classes: int, mesh: jax.sharding.Mesh) -> "Recipe":
+        """The recipe that a config describes, for a number of classes, on a mesh that make_mesh made for it."""
         architecture = architectures.with_classes(architectures.NAMED[config.architecture], num_classes)
         architectures.check(architecture)
-        if architectures.towers_of(architecture) % config.mesh.tower:
-            raise UsageError(
-                f"mesh.tower is {config.mesh.tower}, but {config.architecture} has "
-                f"{architectures.towers_of(architecture)} tower(s); accepted are its divisors. "
-                "Set --config.mesh.tower=1."
-            )
         return cls(
             network=AlexNet(architecture, dtype=jnp.dtype(config.dtype), devices=config.mesh.tower),
-            mesh=make_mesh(config),
+            mesh=mesh,
             seed=config.seed,
             **config.augment,
             learning_rate=config.learning_rate,
@@ -88,14 +82,28 @@ class Recipe:
         )
 
 
-def make_mesh(config) -> jax.sharding.Mesh:
-    """The mesh that a config asks for, over all devices. Raises UsageError if the batches do not divide over it."""
+def make_mesh(config, batches: tuple[str, ...]) -> jax.sharding.Mesh:
+    """The mesh that a config asks for, over all devices.
+
+    Args:
+      config: ConfigDict as in configs/alexnet.py.
+      batches: fields of the config that hold the size of a batch.
+
+    Raises:
+      UsageError: if the towers, the devices or one of the batches do not divide.
+    """
+    count = architectures.towers_of(architectures.NAMED[config.architecture])
+    if count % config.mesh.tower:
+        raise UsageError(
+            f"mesh.tower is {config.mesh.tower}, but {config.architecture} has {count} tower(s); "
+            "accepted are the divisors of that number. Set --config.mesh.tower=1."
+        )
     try:
         mesh = towers.make_mesh(config.mesh.tower)
     except ValueError as error:
         raise UsageError(str(error)) from error
     data = mesh.shape[towers.DATA]
-    for name in ("batch_size", "eval_batch_size"):
+    for name in batches:
         if config[name] % data:
             raise UsageError(
                 f"{name} is {config[name]}; accepted are multiples of {data}, the devices that share a batch. "

@@ -59,5 +59,5 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.mesh.tower = 1
     config.checkpoint_every_steps = 1000  # and at the end of each epoch
     config.log_every_steps = 20
-    config.profile = False  # trace five steps for TensorBoard's profiler
+    config.profile = False  # trace the steps 10 to 15 after the start, for TensorBoard's profiler
     return config

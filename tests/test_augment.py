@@ -140,3 +140,12 @@ def test_views_and_draws_are_the_same_under_jit_and_vmap():
     ):
         alone = [f(key, image) for key, image in zip(keys(3), images, strict=True)]
         np.testing.assert_allclose(jax.jit(jax.vmap(f))(keys(3), images), np.stack(alone), rtol=1e-5)
+
+
+def test_a_view_that_does_not_fit_and_pixels_that_cannot_shift_are_refused():
+    image = jnp.zeros((5, 8, 3))
+    for cut in (center_crop, ten_crop, functools.partial(random_crop, jax.random.key(0))):
+        with pytest.raises(ValueError, match="size is 6, but the image is 5x8"):
+            cut(image, 6)
+    with pytest.raises(ValueError, match="image is uint8; accepted is a floating-point type"):
+        pca_jitter(jax.random.key(0), image.astype(jnp.uint8), PCA)

@@ -164,13 +164,6 @@ def test_evaluation_in_parts_masks_what_is_past_the_end():
     assert [batch["mask"].tolist() for batch in whole] == [[True] * 4, [True, False, False, False]]
 
 
-def test_evaluation_reads_no_more_than_its_limit():
-    source = Recording(10)
-    batches = list(eval_batches(source, batch_size=4, image_size=SIZE, limit=3))
-    assert np.concatenate([batch["index"][batch["mask"]] for batch in batches]).tolist() == [0, 1, 2]
-    assert max(source.asked) == 2
-
-
 # What does not decode
 
 

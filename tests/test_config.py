@@ -40,7 +40,7 @@ WRONG = {  # for each field a value of another type, and one that is out of rang
     "plateau.factor": ["0.1", 1.0],
     "plateau.patience": [2.0, 0],
     "plateau.drops": [3.0, -1],
-    "plateau.threshold": [None, -1e-3],
+    "plateau.threshold": [None, -1e-3, 0.0],
     "mesh.tower": ["2", 0],
     "eval_batch_size": [1e2, 0],
     "ten_views": [1],

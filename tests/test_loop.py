@@ -183,6 +183,48 @@ def test_sigterm_saves_and_the_next_run_loses_nothing(stop_at, folder, uncut, tm
         np.testing.assert_array_equal(want[name], got[name], err_msg=name)
 
 
+def test_sigterm_twice_at_the_same_evaluation_loses_nothing(folder, uncut, tmp_path, monkeypatch):
+    validate = loop.validate
+
+    def stopped_on_the_way(run, state, progress, writer, stopped, **arguments):
+        if int(state.step) == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(run, state, progress, writer, stopped, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", stopped_on_the_way)
+        for _ in range(2):
+            assert loop.train(config_for(folder, checkpoint_every_steps=100), tmp_path) == {}
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 12
+    loop.train(config_for(folder), tmp_path)
+    want, got = arrays_of(uncut[0], 24), arrays_of(tmp_path, 24)
+    for name in want:
+        np.testing.assert_array_equal(want[name], got[name], err_msg=name)
+
+
+def test_a_run_that_ended_within_an_epoch_can_be_extended_as_if_it_had_not(folder, uncut, tmp_path):
+    assert loop.train(config_for(folder, num_steps=15), tmp_path)["steps"] == 15
+    assert loop.train(config_for(folder), tmp_path)["steps"] == 24
+    want, got = arrays_of(uncut[0], 24), arrays_of(tmp_path, 24)
+    for name in want:
+        np.testing.assert_array_equal(want[name], got[name], err_msg=name)
+
+
+def test_sigterm_in_the_closing_evaluation_is_made_up_for(folder, uncut, tmp_path, monkeypatch, capsys):
+    report = loop.report
+
+    def stopped_on_the_way(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return report(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "report", stopped_on_the_way)
+        assert loop.train(config_for(folder, num_steps=2), tmp_path) == {}
+    assert "after step 2" in capsys.readouterr().out
+    assert loop.train(config_for(folder, num_steps=2), tmp_path)["steps"] == 2
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(folder, tmp_path):
     with pytest.raises(FloatingPointError, match=r"not finite at step \d+") as caught:
         loop.train(config_for(folder, learning_rate=1e4, checkpoint_every_steps=1), tmp_path)

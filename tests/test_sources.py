@@ -310,7 +310,13 @@ def test_records_that_cannot_be_read_by_random_access_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("digit", "'digits'"), ("imagenett", "'imagenette'"), ("cifar_10", "'cifar10'"), ("folder/pictures", None)],
+    [
+        ("digit", "'digits'"),
+        ("imagenett", "'imagenette'"),
+        ("cifar_10", "'cifar10'"),
+        ("folder/pictures", None),
+        ("/no/such/path", None),
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest_one(tmp_path, name, hint):
     with pytest.raises(UsageError) as error:

@@ -64,14 +64,12 @@ def train_batches(
         yield {"image": image, "label": label, "index": index.astype(np.uint32)}
 
 
-def eval_batches(
-    source: Source, *, batch_size: int, image_size: int, rows: slice = slice(None), limit: int | None = None
-) -> Iterator[Batch]:
+def eval_batches(source: Source, *, batch_size: int, image_size: int, rows: slice = slice(None)) -> Iterator[Batch]:
     """Each example exactly once, in stored order; the last batch is filled up and masked.
 
-    Args: as in train_batches; limit: read only the first so many examples.
+    Args: as in train_batches.
     """
-    count = min(len(source), limit or len(source))
+    count = len(source)
     stop = -(-count // batch_size)
 
     def positions(step):

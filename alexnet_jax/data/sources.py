@@ -153,8 +153,9 @@ def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuil
     arguments = {"data_dir": data_dir or None}
     try:
         builder = Digits(**arguments) if name == "digits" else tfds.builder(name, **arguments)
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: not even the form of a name
         close = difflib.get_close_matches(name, ["digits", *tfds.list_builders(with_community_datasets=False)])
+        close = [f"folder:{name}"] if Path(name).expanduser().is_dir() else close
         raise UsageError(
             f"dataset {name!r} is not known{f'; did you mean {close[0]!r}?' if close else '.'} Accepted are 'digits', "
             "'imagenet2012', 'folder:PATH' and the names of https://www.tensorflow.org/datasets/catalog."
