@@ -10,7 +10,11 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the run's config.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, events and results.")
 flags.mark_flags_as_required(["config", "workdir"])
-
+# Several processes; on Slurm, TPU pods, Kubernetes and Open MPI JAX finds all of this by itself.
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for all processes.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0 on.")
+TIMEOUT = flags.DEFINE_integer("timeout", 100, "Seconds after which a silent process counts as lost.")
 
 USAGE = "usage: python main.py --config=configs/alexnet.py --workdir=FOLDER [--config.FIELD=VALUE ...]"
 
@@ -43,13 +47,16 @@ def main(argv):
     """Runs training; errors that the user can mend are told in a sentence."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; fields are set as --config.FIELD=VALUE")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported, here so that --help is quick
-    from alexnet_jax import data, loop
+    # Before TensorFlow is imported, which only reads data here; and not at the top, so that --help is quick.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
+    from alexnet_jax import data, hosts, loop
     from alexnet_jax.config import UsageError
 
     data.hide_accelerators_from_tensorflow()
     try:
-        loop.train(CONFIG.value, WORKDIR.value)
+        with hosts.session(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, TIMEOUT.value):
+            loop.train(CONFIG.value, WORKDIR.value)
     except (UsageError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

@@ -185,6 +185,11 @@ def towers_of(architecture: Architecture) -> int:
     return architecture[0].towers
 
 
+def width(layer: Conv | Dense, towers: int) -> int:
+    """The maps or units of a layer that one tower has; rounded up, if they do not divide (check)."""
+    return -(-(layer.maps if isinstance(layer, Conv) else layer.units) // towers)
+
+
 def without(architecture: Architecture, kind: type) -> Architecture:
     """The architecture with every layer of one kind left out, e.g. `without(PAPER, LRN)`."""
     return tuple(layer for layer in architecture if not isinstance(layer, kind))

@@ -13,6 +13,12 @@ from alexnet_jax.config import UsageError
 ERROR = "top1_error"  # the metric by which a checkpoint is the best
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step):
+        """Leaves it to the loop to stop: asking twice would move the place where all processes stop."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints of a workdir; a context manager that waits for the last write.
 
@@ -22,7 +28,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path):
         self._folder = Path(workdir).absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._folder,
             item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(

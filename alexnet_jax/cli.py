@@ -16,7 +16,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     summary = commands.add_parser("summary", help="print the table of layers, sizes and parameters")
     summary.add_argument("architecture", nargs="?", default="PAPER", help="PAPER, SLIDES or QUICKSTART")
-    summary.add_argument("--batch_size", type=int, default=1, help="pictures that the sizes are given for")
+    summary.add_argument("--batch_size", type=int, help="pictures; default 1, for --communication 128")
+    summary.add_argument("--communication", action="store_true", help="what devices send each other in a step instead")
+    summary.add_argument("--devices", type=int, default=2, help="with --communication: how many there are")
+    summary.add_argument("--tower", type=int, help="with --communication: devices that share the towers; default both")
+    summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as config.mesh's")
     summary.set_defaults(run=_summary)
 
     prepare = commands.add_parser("prepare", help="make ImageNet's tars into square pictures, once")
@@ -34,7 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate.set_defaults(run=_evaluate)
 
     options = parser.parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+    # Before TensorFlow is imported, which only reads data here.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
     from alexnet_jax.config import UsageError
 
     try:
@@ -46,11 +52,29 @@ def main(arguments: list[str] | None = None) -> None:
 def _summary(options):
     from alexnet_jax import architectures
     from alexnet_jax.config import UsageError
-    from alexnet_jax.summary import summary
 
     if options.architecture not in architectures.NAMED:
         raise UsageError(f"{options.architecture!r} is no network; accepted are {', '.join(architectures.NAMED)}.")
-    print(summary(architectures.NAMED[options.architecture], options.batch_size))
+    architecture = architectures.NAMED[options.architecture]
+    if not options.communication:
+        from alexnet_jax.summary import summary
+
+        print(summary(architecture, options.batch_size or 1))
+        return
+    from alexnet_jax.communication import communication
+
+    most = architectures.towers_of(architecture) if options.placement == "towers" else 1
+    try:
+        table = communication(
+            architecture,
+            kind=options.placement,
+            tower=options.tower or min(2, most),
+            devices=options.devices,
+            batch_size=options.batch_size or 128,
+        )
+    except ValueError as error:
+        raise UsageError(str(error).replace("--config.mesh.tower", "--tower")) from error
+    print(table)
 
 
 def _prepare(options):

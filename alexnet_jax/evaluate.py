@@ -6,15 +6,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import augment, towers
 from alexnet_jax.data import batches
-from alexnet_jax.model import AlexNet
+from alexnet_jax.model import AlexNet, param_specs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,29 +26,27 @@ class Errors:
     views: int
 
 
-def evaluate(params, source, statistics, *, network, mesh, batch_size, views=1, interrupted=()) -> Errors | None:
+def evaluate(params, source, statistics, *, network, batch_size, views=1, interrupted=lambda: False) -> Errors | None:
     """Evaluates a network on each example of a source exactly once.
 
     Args:
-      params: tree of parameters, towers first, spread over the mesh.
+      params: tree of parameters, towers first.
       source: a split (data/sources.py).
       statistics: Statistics of the training split; its mean image is subtracted.
-      network: AlexNet with `devices` as in the mesh.
-      mesh: as towers.make_mesh makes it.
-      batch_size: pictures at a time, over all devices; a multiple of the mesh's data axis.
+      network: AlexNet with a placement on real devices.
+      batch_size: pictures at a time, over all devices; a multiple of the devices that share a batch.
       views: as in predict.
-      interrupted: list that is no longer empty when evaluation shall be given up; the result is then None.
+      interrupted: asked before each batch; True if evaluation shall be given up, the result is then None.
     """
     image_size = statistics.mean_image.shape[0]
     total, running = collections.Counter(), []
-    for batch in batches.eval_batches(
-        source, batch_size=batch_size, image_size=image_size, rows=process_rows(batch_size)
-    ):
-        if interrupted:
+    placement = network.placement
+    rows = placement.rows_here(batch_size)
+    for batch in batches.eval_batches(source, batch_size=batch_size, image_size=image_size, rows=rows):
+        if interrupted():
             return None
-        running.append(
-            count_errors(params, put(batch, mesh), statistics.mean_image, network=network, mesh=mesh, views=views)
-        )
+        batch = placement.put(batch, batch_size)
+        running.append(count_errors(params, batch, statistics.mean_image, network=network, views=views))
         if len(running) > 1:  # fetched one batch late, so that the device never waits for it
             total.update(_numbers(running.pop(0)))
     for counts in running:
@@ -66,16 +62,18 @@ def evaluate(params, source, statistics, *, network, mesh, batch_size, views=1, 
     )
 
 
-@functools.partial(jax.jit, static_argnames=("network", "mesh", "views"))
-def count_errors(params, batch, mean_image, *, network: AlexNet, mesh, views: int):
+@functools.partial(jax.jit, static_argnames=("network", "views"))
+def count_errors(params, batch, mean_image, *, network: AlexNet, views: int):
     """Sums over the unmasked pictures of a batch: top1_wrong, top5_wrong, loss, examples.
 
     Args:
       params: tree of parameters.
-      batch: image (N, S, S, 3) uint8, label (N,) int32, mask (N,) bool, spread over "data".
+      batch: image (N, S, S, 3) uint8, label (N,) int32, mask (N,) bool; N as the placement spreads it.
       mean_image: (S, S, 3) float32.
-      network, mesh, views: as in evaluate.
+      network, views: as in evaluate.
     """
+
+    placement = network.placement
 
     def on_device(params, batch, mean_image):
         probabilities = predict(params, batch["image"], mean_image, network=network, views=views)  # (N, K)
@@ -90,9 +88,10 @@ def count_errors(params, batch, mean_image, *, network: AlexNet, mesh, views: in
             "loss": jnp.sum(jnp.where(mask, losses, 0)),
             "examples": jnp.sum(mask),
         }
-        return lax.psum(counts, towers.DATA)
+        return lax.psum(counts, placement.batch_axes)
 
-    return towers.spread(on_device, mesh, (P(towers.TOWER), P(towers.DATA), P()), P())(params, batch, mean_image)
+    in_specs = (param_specs(network), placement.batch, P())
+    return towers.spread(on_device, placement.mesh, in_specs, P())(params, batch, mean_image)
 
 
 def predict(params, images, mean_image, *, network: AlexNet, views: int):
@@ -129,14 +128,3 @@ def cross_entropy(logits, labels):
 
 def _numbers(counts):
     return {name: value.item() for name, value in jax.device_get(counts).items()}
-
-
-def process_rows(batch_size: int) -> slice:
-    """The rows of each global batch that this process reads."""
-    local = batch_size // jax.process_count()
-    return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
-
-
-def put(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
-    """Sends this process's rows of a batch to its devices, split along "data"."""
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, P(towers.DATA)), batch)

@@ -3,24 +3,32 @@
 import contextlib
 import dataclasses
 import functools
-import signal
 import time
 from pathlib import Path
 
 import jax
 from absl import logging
 from clu import parameter_overview, periodic_actions
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import outputs
+from alexnet_jax import hosts, outputs
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import UsageError
 from alexnet_jax.data import batches, sources, survey
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.evaluate import Errors, evaluate, process_rows, put
+from alexnet_jax.evaluate import Errors, evaluate
 from alexnet_jax.outputs import Journal
-from alexnet_jax.train import Recipe, TrainState, adjust_rate, init_state, make_mesh, state_shardings, train_step
+from alexnet_jax.train import (
+    Recipe,
+    TrainState,
+    adjust_rate,
+    gradient_norm,
+    init_state,
+    place,
+    state_shardings,
+    train_step,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +61,16 @@ class Run:
             image_size=self.config.image_size,
             start=step,
             stop=self.stop,
-            rows=process_rows(self.config.batch_size),
+            rows=self.recipe.network.placement.rows_here(self.config.batch_size),
         )
 
-    def evaluate(self, params, *, views: int, interrupted=()) -> Errors | None:
-        """Errors on the whole evaluation split; None if `interrupted` fills up on the way."""
+    def evaluate(self, params, *, views: int, interrupted=lambda: False) -> Errors | None:
+        """Errors on the whole evaluation split; None if `interrupted` says so on the way."""
         return evaluate(
             params,
             self.data.evaluation,
             self.statistics,
             network=self.recipe.network,
-            mesh=self.recipe.mesh,
             batch_size=self.config.eval_batch_size,
             views=views,
             interrupted=interrupted,
@@ -85,13 +92,29 @@ def set_up(config, workdir: Path, *, training: bool = True) -> Run:
     """Checks a config, opens its data and reads the statistics; writes statistics.npz and, for training, config.json.
 
     Raises:
-      UsageError: for anything that would stop the run later.
+      UsageError: for anything that would stop the run later; on all processes alike.
     """
+    hosts.agree({f"config.{name}": value for name, value in config_lib.flatten(config).items()})
+    run = hosts.in_turn(lambda: _open(config, workdir, training))
+    hosts.agree({"examples to train on": len(run.data.train), "examples to evaluate": len(run.data.evaluation)})
+    hosts.share(workdir)
+    with Checkpoints(workdir) as checkpoints:
+        if (step := checkpoints.latest_step()) is not None:
+            checkpoints.check(step, run.abstract_state())
+    statistics = _read_statistics(run)
+    if training and jax.process_index() == 0:
+        config_lib.save(config, workdir / "config.json")
+    # Once and for all on every device, not anew with each batch.
+    statistics = jax.device_put(statistics, run.recipe.network.placement.sharding(PartitionSpec()))
+    return dataclasses.replace(run, statistics=statistics)
+
+
+def _open(config, workdir, training):
+    """A run without statistics, from what this process sees."""
     config_lib.check(config)
-    saved = workdir / "config.json"
-    if saved.exists():
+    if (saved := workdir / "config.json").exists():
         config_lib.check_resumable(config, config_lib.load(saved), workdir)
-    mesh = make_mesh(config, batches=("batch_size", "eval_batch_size") if training else ("eval_batch_size",))
+    placement = place(config, batches=("batch_size", "eval_batch_size") if training else ("eval_batch_size",))
     data = sources.open_dataset(
         config.dataset,
         config.data_dir,
@@ -109,33 +132,30 @@ def set_up(config, workdir: Path, *, training: bool = True) -> Run:
             f"num_classes is {num_classes}, but dataset {config.dataset!r} has {data.num_classes} classes; "
             f"accepted are {data.num_classes} or more. Set --config.num_classes=0 for the dataset's own number."
         )
-    recipe = Recipe.from_config(config, num_classes, mesh)
-    run = Run(config, workdir, recipe, data, None, _num_steps(config, len(data.train)))
-    with Checkpoints(workdir) as checkpoints:
-        if (step := checkpoints.latest_step()) is not None:
-            checkpoints.check(step, run.abstract_state())
-    statistics = _read_statistics(config, data, num_classes, workdir)
-    if training:
-        config_lib.save(config, saved)
-    # Once and for all on every device, not anew with each batch.
-    statistics = jax.device_put(statistics, NamedSharding(mesh, PartitionSpec()))
-    return dataclasses.replace(run, statistics=statistics)
+    recipe = Recipe.from_config(config, num_classes, len(data.train), placement)
+    return Run(config, workdir, recipe, data, None, _num_steps(config, len(data.train)))
 
 
 def _num_steps(config, examples):
     return config.num_steps or -(-config.num_epochs * examples // config.batch_size)
 
 
-def _read_statistics(config, data, num_classes, workdir):
-    path = workdir / "statistics.npz"
-    # Without a config, which is saved last, they may be those of other data, left by a run that never began.
-    if not path.exists() or not (workdir / "config.json").exists():
-        statistics = data.statistics
+def _read_statistics(run):
+    """The workdir's statistics, which process 0 makes if they are not there."""
+    path, config = run.workdir / "statistics.npz", run.config
+
+    def make():
+        # Without a config, which is saved last, they may be those of other data, left by a run that never began.
+        if jax.process_index() or (path.exists() and (run.workdir / "config.json").exists()):
+            return
+        statistics = run.data.statistics
         if statistics is None:
-            size = {"image_size": config.image_size, "num_classes": num_classes}
-            statistics = survey.survey(data.train, **size)
-            survey.survey(data.evaluation, **size)
+            size = {"image_size": config.image_size, "num_classes": run.recipe.network.architecture[-1].units}
+            statistics = survey.survey(run.data.train, **size)
+            survey.survey(run.data.evaluation, **size)
         statistics.save(path)
+
+    hosts.together(make)
     return Statistics.load(path)
 
 
@@ -154,37 +174,27 @@ def train(config, workdir) -> dict:
       FloatingPointError: if the loss or the gradient is not finite; names the step.
     """
     workdir = Path(workdir).expanduser()
-    workdir.mkdir(parents=True, exist_ok=True)
     run = set_up(config, workdir)
-    with Checkpoints(workdir) as checkpoints, _stop_on_sigterm() as stopped:
+    with Checkpoints(workdir) as checkpoints, hosts.Sigterm() as sigterm:
         start = checkpoints.latest_step()
         if start is None:
             state, notes = init_state(recipe=run.recipe), {"seconds": 0.0, "validation_due": False}
-            logging.info("Parameters:\n%s", parameter_overview.get_parameter_overview(state.params))
+            if jax.process_index() == 0:
+                overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+                logging.info("Parameters:\n%s", overview)
         else:
             state, notes = run.restore(checkpoints, start)
-            print(f"Resuming {workdir} after step {start}.", flush=True)
+            hosts.say(f"Resuming {workdir} after step {start}.")
         began = time.monotonic() - notes["seconds"]
-        state = fit(run, state, checkpoints, stopped, validation_due=notes["validation_due"], began=began)
-        result = {} if stopped else report(run, state, time.monotonic() - began, stopped)
+        state = fit(run, state, checkpoints, sigterm, validation_due=notes["validation_due"], began=began)
+        result = {} if sigterm.came else report(run, state, time.monotonic() - began, sigterm)
     if not result:  # the checkpoints are closed: what was saved is on disk
-        print(f"SIGTERM: saved {workdir} after step {int(state.step)}; the same command resumes it.", flush=True)
+        hosts.say(f"SIGTERM: saved {workdir} after step {int(state.step)}; the same command resumes it.")
     return result
 
 
-@contextlib.contextmanager
-def _stop_on_sigterm():
-    """Gives a list that holds something once SIGTERM has come."""
-    received = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def fit(
-    run: Run, state: TrainState, checkpoints: Checkpoints, stopped: list, *, validation_due: bool, began: float
+    run: Run, state: TrainState, checkpoints: Checkpoints, sigterm: hosts.Sigterm, *, validation_due: bool, began: float
 ) -> TrainState:
     """The loop: steps until the run's last, evaluating and saving on the way.
 
@@ -192,11 +202,11 @@ def fit(
       run: as set_up made it.
       state: of the step to go on from.
       checkpoints: of the workdir.
-      stopped: no longer empty when the loop shall save and return.
+      sigterm: tells when the loop shall save and return.
       validation_due: whether the epoch that `state` ends has yet to be evaluated.
       began: time.monotonic() less the seconds that the run has already taken.
     """
-    start, config = int(state.step), run.config
+    start, config, placement = int(state.step), run.config, run.recipe.network.placement
     progress = outputs.Progress(start=start, stop=run.stop, batch_size=config.batch_size)
     writer = outputs.make_writer(run.workdir, start)
     journal = Journal(progress, writer, config.log_every_steps)
@@ -209,37 +219,39 @@ def fit(
     )
     with contextlib.closing(progress), contextlib.closing(writer):
         if validation_due:
-            state, _ = validate(run, state, progress, writer, stopped)
-            if stopped:  # again before it was done: the checkpoint there still says that it is due
+            state, _ = validate(run, state, progress, writer, sigterm)
+            if sigterm.came:  # again before it was done: the checkpoint there still says that it is due
                 return state
         for step, batch in enumerate(run.batches_from(start), start + 1):
-            state, metrics = train_step(state, put(batch, run.recipe.mesh), run.statistics, recipe=run.recipe)
+            batch = placement.put(batch, config.batch_size)
+            state, metrics = train_step(state, batch, run.statistics, recipe=run.recipe)
+            metrics["gradient_norm"] = gradient_norm(metrics.pop("gradient_squares"))
             journal.add(step, metrics)
             if config.profile:
                 profile(step)
             errors, ends_epoch = None, run.ends_epoch(step)
             due = ends_epoch or step == run.stop
-            if due or stopped or step % config.checkpoint_every_steps == 0:
+            if sigterm.check() or due or step % config.checkpoint_every_steps == 0:
                 journal.catch_up()  # a state that came of numbers that are not finite is never saved
                 if due:
                     # A last step within an epoch leaves the rate alone, so that a run which is extended
                     # later takes the same steps as one that was as long from the start.
-                    state, errors = validate(run, state, progress, writer, stopped, adjust=ends_epoch)
+                    state, errors = validate(run, state, progress, writer, sigterm, adjust=ends_epoch)
                 notes = {"seconds": time.monotonic() - began, "validation_due": ends_epoch and errors is None}
                 checkpoints.save(state, error=errors and errors.top1_error, notes=notes)
-            if stopped:
+            if sigterm.came:
                 break
     return state
 
 
 def validate(
-    run: Run, state: TrainState, progress, writer, stopped: list, *, adjust: bool = True
+    run: Run, state: TrainState, progress, writer, sigterm: hosts.Sigterm, *, adjust: bool = True
 ) -> tuple[TrainState, Errors | None]:
     """Evaluates a state and, with `adjust`, lets the rate follow: the state with its new schedule, and the errors.
 
-    When `stopped` fills up on the way, the state is returned as it was, and None.
+    When SIGTERM comes on the way, the state is returned as it was, and None.
     """
-    errors = run.evaluate(state.params, views=1, interrupted=stopped)
+    errors = run.evaluate(state.params, views=1, interrupted=sigterm.check)
     if errors is None:
         return state, None
     step = int(state.step)
@@ -250,14 +262,14 @@ def validate(
     return state, errors
 
 
-def report(run: Run, state: TrainState, seconds: float, stopped: list) -> dict:
+def report(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm) -> dict:
     """Evaluates a state with one view and with many, writes result.json and prints a table.
 
-    Gives an empty result, and writes nothing, when `stopped` fills up on the way.
+    Gives an empty result, and writes nothing, when SIGTERM comes on the way.
     """
     views = {"one_view": 1, "ten_views": run.many_views} if run.config.ten_views else {"one_view": 1}
-    errors = {name: run.evaluate(state.params, views=count, interrupted=stopped) for name, count in views.items()}
-    if None in errors.values():
+    errors = {name: run.evaluate(state.params, views=n, interrupted=sigterm.check) for name, n in views.items()}
+    if sigterm.came:
         return {}
     result = {
         **{name: dataclasses.asdict(e) for name, e in errors.items()},
@@ -269,7 +281,7 @@ def report(run: Run, state: TrainState, seconds: float, stopped: list) -> dict:
     }
     if jax.process_index() == 0:
         outputs.write_result(run.workdir, result)
-        print(outputs.errors_table(f"{run.config.architecture}, {run.data.evaluation.name}", errors), flush=True)
+    hosts.say(outputs.errors_table(f"{run.config.architecture}, {run.data.evaluation.name}", errors))
     return result
 
 
@@ -303,8 +315,8 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
     run = set_up(config, workdir, training=False)
     with Checkpoints(workdir) as checkpoints:
         state, _ = run.restore(checkpoints, checkpoints.step_of(which))
-    print(f"Step {int(state.step)} of {workdir}", flush=True)
+    hosts.say(f"Step {int(state.step)} of {workdir}")
     views = {"one_view": 1, "ten_views": run.many_views}
     errors = {name: run.evaluate(state.params, views=count) for name, count in views.items()}
-    print(outputs.errors_table(f"{config.architecture}, {run.data.evaluation.name}", errors), flush=True)
+    hosts.say(outputs.errors_table(f"{config.architecture}, {run.data.evaluation.name}", errors))
     return errors

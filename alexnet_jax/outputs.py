@@ -68,7 +68,8 @@ class Progress:
     """A bar on a terminal, a plain line every ten seconds elsewhere: loss, images/s, time left."""
 
     def __init__(self, *, start: int, stop: int, batch_size: int):
-        self._bar = tqdm(total=stop, initial=start, unit="step", disable=None, dynamic_ncols=True)
+        silent = True if jax.process_index() else None  # None: on a terminal only
+        self._bar = tqdm(total=stop, initial=start, unit="step", disable=silent, dynamic_ncols=True)
         self._stop, self._batch_size = stop, batch_size
         self._told_at = self._began = time.monotonic()
         self._first = start
@@ -131,7 +132,7 @@ class Journal:
                 "train_loss": np.mean(self._losses),
                 "train_error": metrics["error"],
                 "learning_rate": metrics["learning_rate"],
-                "gradient_norm": np.sqrt(metrics["gradient_squares"].sum()),
+                "gradient_norm": metrics["gradient_norm"],
                 "steps_per_second": len(self._losses) / (time.monotonic() - self._since),
             }
             self._writer.write_scalars(step, scalars)

@@ -14,7 +14,7 @@ from alexnet_jax import architectures, augment, optimizer, towers
 from alexnet_jax.config import UsageError
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.evaluate import cross_entropy
-from alexnet_jax.model import AlexNet
+from alexnet_jax.model import AlexNet, param_specs
 
 
 @flax.struct.dataclass
@@ -31,40 +31,39 @@ class TrainState:
     schedule: optax.contrib.ReduceLROnPlateauState
 
 
-STATE_SPECS = TrainState(step=P(), params=P(towers.TOWER), opt_state=P(towers.TOWER), schedule=P())
-
-
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """All that does not change in training; static to the compiler."""
 
     network: AlexNet
-    mesh: jax.sharding.Mesh
     seed: int
     crop: bool
     flip: bool
     pca_std: float
     pca_scale: str
+    accumulate: int  # parts of a batch, one after the other
     learning_rate: float
+    warmup_steps: int
     momentum: float
     weight_decay: float
-    weight_decay_form: str
+    update_rule: optimizer.Rule
     plateau: tuple[tuple[str, float], ...]  # arguments of optimizer.plateau_schedule
 
     @classmethod
-    def from_config(cls, config, num_classes: int, mesh: jax.sharding.Mesh) -> "Recipe":
-        """The recipe that a config describes, for a number of classes, on a mesh that make_mesh made for it."""
+    def from_config(cls, config, num_classes: int, examples: int, placement: towers.Placement) -> "Recipe":
+        """The recipe that a config describes, for a training set, on a placement that `place` made for it."""
         architecture = architectures.with_classes(architectures.NAMED[config.architecture], num_classes)
         architectures.check(architecture)
         return cls(
-            network=AlexNet(architecture, dtype=jnp.dtype(config.dtype), devices=config.mesh.tower),
-            mesh=mesh,
+            network=AlexNet(architecture, dtype=jnp.dtype(config.dtype), placement=placement),
             seed=config.seed,
             **config.augment,
-            learning_rate=config.learning_rate,
+            accumulate=config.accumulate,
+            learning_rate=config.learning_rate * config.batch_size / (config.rate_batch_size or config.batch_size),
+            warmup_steps=round(config.warmup_epochs * examples / config.batch_size),
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            weight_decay_form=config.weight_decay_form,
+            update_rule=config.update_rule,
             plateau=tuple(config.plateau.items()),
         )
 
@@ -72,18 +71,18 @@ class Recipe:
         """The random key for "init", "augment" or "dropout"."""
         return jax.random.split(jax.random.key(self.seed), 3)[("init", "augment", "dropout").index(use)]
 
-    def update_rule(self, scale=1.0) -> optax.GradientTransformation:
-        """The update rule at the learning rate times `scale`."""
-        return optimizer.update_rule(
-            self.weight_decay_form,
-            self.learning_rate * scale,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
+    def rule(self, rate=1.0) -> optax.GradientTransformation:
+        """The update rule at a rate."""
+        return optimizer.update_rule(self.update_rule, rate, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def rate(self, state: TrainState):
+        """The learning rate of the step that follows a state."""
+        warm = optimizer.warmup(self.warmup_steps)(state.step)
+        return self.learning_rate * warm * state.schedule.scale
 
 
-def make_mesh(config, batches: tuple[str, ...]) -> jax.sharding.Mesh:
-    """The mesh that a config asks for, over all devices.
+def place(config, batches: tuple[str, ...]) -> towers.Placement:
+    """The placement that a config asks for, over all devices.
 
     Args:
       config: ConfigDict as in configs/alexnet.py.
@@ -92,48 +91,41 @@ def make_mesh(config, batches: tuple[str, ...]) -> jax.sharding.Mesh:
     Raises:
       UsageError: if the towers, the devices or one of the batches do not divide.
     """
-    count = architectures.towers_of(architectures.NAMED[config.architecture])
-    if count % config.mesh.tower:
-        raise UsageError(
-            f"mesh.tower is {config.mesh.tower}, but {config.architecture} has {count} tower(s); "
-            "accepted are the divisors of that number. Set --config.mesh.tower=1."
-        )
+    architecture = architectures.NAMED[config.architecture]
     try:
-        mesh = towers.make_mesh(config.mesh.tower)
+        placement = towers.place(architecture, config.mesh.placement, config.mesh.tower)
+        for name in batches:
+            parts = config.accumulate if name == "batch_size" else 1
+            placement.check_batch(f"config.{name}", config[name], parts)
     except ValueError as error:
-        raise UsageError(str(error)) from error
-    data = mesh.shape[towers.DATA]
-    for name in batches:
-        if config[name] % data:
-            raise UsageError(
-                f"{name} is {config[name]}; accepted are multiples of {data}, the devices that share a batch. "
-                f"Set --config.{name}={-(-config[name] // data) * data}."
-            )
-    return mesh
+        raise UsageError(str(error).replace("the architecture", config.architecture)) from error
+    return placement
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
 def init_state(*, recipe: Recipe) -> TrainState:
-    """The state before the first step; the same numbers on every mesh."""
-    whole = recipe.network.clone(devices=1)
+    """The state before the first step; the same numbers on every placement."""
+    whole = recipe.network.clone(placement=towers.ONE_DEVICE)
     size, channels = whole.architecture[0].size, whole.architecture[0].channels
     params = whole.init(recipe.key("init"), jnp.zeros((1, size, size, channels)))["params"]
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=recipe.update_rule().init(params),
+        opt_state=recipe.rule().init(params),
         schedule=optimizer.plateau_schedule(**dict(recipe.plateau)).init(params),
     )
     return lax.with_sharding_constraint(state, state_shardings(state, recipe))
 
 
 def state_shardings(state: TrainState, recipe: Recipe) -> TrainState:
-    """The sharding of each array of a state."""
-    specs = jax.tree.map(
-        lambda spec, part: jax.tree.map(lambda _: spec, part),
-        STATE_SPECS, state, is_leaf=lambda x: isinstance(x, P),
-    )  # fmt: skip
-    return towers.shardings(recipe.mesh, specs)
+    """The sharding of each array of a state: the velocity lies with the weights, the rest on every device."""
+    placement = recipe.network.placement
+    params = jax.tree.map(placement.sharding, param_specs(recipe.network), is_leaf=lambda x: isinstance(x, P))
+    everywhere = jax.tree.map(lambda _: placement.sharding(P()), state)
+    opt_state = optax.tree.map_params(
+        recipe.rule(), lambda _, s: s, state.opt_state, params, transform_non_params=lambda _: placement.sharding(P())
+    )
+    return everywhere.replace(params=params, opt_state=opt_state)
 
 
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnums=0)
@@ -142,47 +134,78 @@ def train_step(state: TrainState, batch, statistics: Statistics, *, recipe: Reci
 
     Args:
       state: donated.
-      batch: image (N, S, S, 3) uint8, label (N,) int32, index (N,) uint32; N over "data".
+      batch: image (N, S, S, 3) uint8, label (N,) int32, index (N,) uint32; N as the placement spreads it.
       statistics: of the training set.
       recipe: static.
 
     Returns:
       The next state, and metrics: loss in nats, error (top-1, in %), learning_rate, and
-      gradient_squares, the sum of the squared gradients on each device of "tower".
+      gradient_squares (T,), the sum of the squared gradients of each tower.
     """
-    metric_specs = {"loss": P(), "error": P(), "learning_rate": P(), "gradient_squares": P(towers.TOWER)}
-    return towers.spread(
-        functools.partial(_step_on_device, recipe),
-        recipe.mesh,
-        in_specs=(STATE_SPECS, P(towers.DATA), P()),
-        out_specs=(STATE_SPECS, metric_specs),
-    )(state, batch, statistics)
-
-
-def _step_on_device(recipe, state, batch, statistics):
-    images = _augment(recipe, batch, statistics)  # (N, H, W, 3)
-
-    def loss_of(params):
-        logits = recipe.network.apply(
-            {"params": params}, images, train=True, index=batch["index"], rngs={"dropout": recipe.key("dropout")}
-        )  # (N, K)
-        loss = cross_entropy(logits, batch["label"]).mean()
-        # Each device of "tower" holds the same loss, and the transpose of a join adds
-        # up over them: without the division the gradient would be that many times too large.
-        return loss / recipe.network.devices, (loss, logits)
-
-    gradients, (loss, logits) = jax.grad(loss_of, has_aux=True)(state.params)
-    error = 100 * jnp.mean(logits.argmax(-1) != batch["label"])
-    gradients, loss, error = lax.pmean((gradients, loss, error), towers.DATA)
-    updates, opt_state = recipe.update_rule(state.schedule.scale).update(gradients, state.opt_state, state.params)
+    placement, specs = recipe.network.placement, param_specs(recipe.network)
+    gradients, loss, error = towers.spread(
+        functools.partial(_gradients_on_device, recipe),
+        placement.mesh,
+        in_specs=(specs, placement.batch, P()),
+        out_specs=(specs, P(), P()),
+    )(state.params, batch, statistics)
+    # From here on arrays are whole again, and the compiler sees to it that each device updates what it has.
+    rate = recipe.rate(state)
+    updates, opt_state = recipe.rule(rate).update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
     metrics = {
         "loss": loss,
         "error": error,
-        "learning_rate": recipe.learning_rate * state.schedule.scale,
-        "gradient_squares": optax.tree.norm(gradients, squared=True)[None],
+        "learning_rate": rate,
+        "gradient_squares": sum(jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradients)),
     }
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    return lax.with_sharding_constraint(state, state_shardings(state, recipe)), metrics
+
+
+@jax.jit
+def gradient_norm(gradient_squares):
+    """The gradient's norm over all towers; no part of the step, in which towers talk no more than in the paper."""
+    return jnp.sqrt(gradient_squares.sum())
+
+
+def _gradients_on_device(recipe, params, batch, statistics):
+    """The mean loss and error of a batch, and this device's part of the gradient."""
+    placement = recipe.network.placement
+
+    def of_part(part):
+        images = _augment(recipe, part, statistics)  # (N, H, W, 3)
+
+        def loss_of(params):
+            logits = recipe.network.apply(
+                {"params": params}, images, train=True, index=part["index"], rngs={"dropout": recipe.key("dropout")}
+            )  # (N, K)
+            loss = cross_entropy(logits, part["label"]).mean()
+            # The batch's loss is the sum over all devices of what each of them differentiates.
+            return loss / (placement.mesh.size * recipe.accumulate), (loss, logits)
+
+        gradients, (loss, logits) = jax.grad(loss_of, has_aux=True)(params)
+        return gradients, loss, 100 * jnp.mean(logits.argmax(-1) != part["label"])
+
+    if recipe.accumulate == 1:
+        gradients, loss, error = of_part(batch)
+    else:
+        gradients, loss, error = _accumulate(of_part, batch, recipe.accumulate)
+    with jax.named_scope("metrics"):
+        loss, error = lax.pmean((loss, error), placement.batch_axes)
+    return towers.sum_gradients(gradients, param_specs(recipe.network)), loss, error
+
+
+def _accumulate(of_part, batch, parts):
+    """The gradients' sum, and the mean loss and error, over equal parts of a batch, one after the other."""
+    batch = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+    zeros = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_part, jax.tree.map(lambda a: a[0], batch))
+    )
+    (gradients, loss, error), _ = lax.scan(
+        lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(part)), None), zeros, batch
+    )
+    return gradients, loss / parts, error / parts
 
 
 def _augment(recipe, batch, statistics):

@@ -2,6 +2,7 @@
 
     python main.py --config=configs/alexnet.py --workdir=/ckpt
     python main.py --config=configs/alexnet.py:slides --workdir=/ckpt
+    python main.py --config=configs/alexnet.py:large_batch --workdir=/ckpt
 
 The paper's result, ILSVRC-2012 validation, ten views: top-1 error 40.7%, top-5 18.2%.
 Not yet run to the end here.
@@ -9,11 +10,11 @@ Not yet run to the end here.
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("paper", "slides")
+VARIANTS = ("paper", "slides", "large_batch")
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
-    """The paper's recipe, or the network of the slides trained by it."""
+    """The paper's recipe; the network of the slides trained by it; or the paper's for many devices at once."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/alexnet.py has no variant {variant!r}; accepted are {', '.join(VARIANTS)}.")
     config = ConfigDict()
@@ -38,12 +39,15 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
     # Learning (section 5)
     config.batch_size = 128
+    config.accumulate = 1  # parts of a batch, one after the other: less memory, the same step
     config.num_epochs = 90
     config.num_steps = 0  # above 0: overrides num_epochs
     config.learning_rate = 0.01
+    config.rate_batch_size = 0  # above 0: learning_rate is for this batch size, and grows in proportion
+    config.warmup_epochs = 0.0  # in which the rate grows linearly
     config.momentum = 0.9
     config.weight_decay = 5e-4
-    config.weight_decay_form = "decoupled"  # or "paper": inside the velocity
+    config.update_rule = "decoupled"  # or "paper": the decay inside the velocity; or "lars"
     config.plateau = ConfigDict()  # of the validation error, looked at once an epoch
     config.plateau.factor = 0.1
     config.plateau.patience = 5  # the paper does not say
@@ -54,10 +58,17 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.eval_batch_size = 128
     config.ten_views = True  # at the end of the run
 
-    # Machine. mesh.tower=2 puts the two towers on two devices.
+    # Machine. mesh.tower=2 puts the two towers on two devices (section 3.2).
     config.mesh = ConfigDict()
     config.mesh.tower = 1
+    config.mesh.placement = "towers"  # or "weird_trick" (Krizhevsky 2014), for more than two devices
     config.checkpoint_every_steps = 1000  # and at the end of each epoch
     config.log_every_steps = 20
     config.profile = False  # trace the steps 10 to 15 after the start, for TensorBoard's profiler
+
+    if variant == "large_batch":
+        config.batch_size = 4096
+        config.update_rule = "lars"
+        config.learning_rate = 10.0
+        config.warmup_epochs = 5.0
     return config

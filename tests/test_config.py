@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax import architectures
+from alexnet_jax import architectures, optimizer, towers
 from alexnet_jax import config as config_lib
 from alexnet_jax.config import FIELDS, UsageError
 from configs import alexnet, imagenette, quickstart
@@ -36,7 +36,11 @@ WRONG = {  # for each field a value of another type, and one that is out of rang
     "learning_rate": [True, 0.0],
     "momentum": ["0.9", 1.0],
     "weight_decay": [None, -5e-4],
-    "weight_decay_form": [False, "coupled"],
+    "update_rule": [False, "coupled"],
+    "accumulate": [0, 1.5],
+    "rate_batch_size": [-1, 1.5],
+    "warmup_epochs": [-1, "5"],
+    "mesh.placement": [2, "one_weird_trick"],
     "plateau.factor": ["0.1", 1.0],
     "plateau.patience": [2.0, 0],
     "plateau.drops": [3.0, -1],
@@ -102,7 +106,7 @@ def test_each_field_refuses_what_it_does_not_accept(name, value):
         ("plateau.drops", 0),
         ("num_steps", 0),
         ("seed", 0),
-        ("weight_decay_form", "paper"),
+        ("update_rule", "paper"),
         ("augment.pca_scale", "stdev"),
         ("dtype", "bfloat16"),
         ("image_size", 227),
@@ -150,9 +154,18 @@ def test_pictures_smaller_than_the_network_s_input_are_refused():
 
 # Resuming
 
-OTHER = {int: lambda v: v + 1, float: lambda v: v / 2, str: lambda v: v + "x", bool: lambda v: not v}
+OTHER = {int: lambda v: v + 1, float: lambda v: v / 2 or 0.5, str: lambda v: v + "x", bool: lambda v: not v}
 FREE = {
-    *("data_dir", "num_epochs", "num_steps", "mesh.tower", "eval_batch_size", "ten_views"),
+    *(
+        "data_dir",
+        "num_epochs",
+        "num_steps",
+        "mesh.tower",
+        "mesh.placement",
+        "accumulate",
+        "eval_batch_size",
+        "ten_views",
+    ),
     *("checkpoint_every_steps", "log_every_steps", "profile"),
 }
 
@@ -209,3 +222,9 @@ def test_a_save_that_fails_leaves_the_old_config(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="no space left"):
             config_lib.save(alexnet.get_config(), path)
     assert config_lib.load(path).architecture == "QUICKSTART"
+
+
+def test_choices_are_those_of_the_code_that_takes_them():
+    for name, choices in (("update_rule", optimizer.RULES), ("mesh.placement", towers.KINDS)):
+        assert FIELDS[name].accepted == "one of " + ", ".join(choices)
+        assert all(FIELDS[name].accepts(choice) for choice in choices)

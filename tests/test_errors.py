@@ -147,16 +147,43 @@ def test_a_batch_that_does_not_divide_by_the_devices(message_of, folder, name):
     if devices == 1:
         pytest.skip("one device: every batch size divides by it")
     message = message_of(config_for(f"folder:{folder}", **{name: devices + 1}))
-    assert message.startswith(f"{name} is {devices + 1}; accepted are multiples of {devices}, ")
-    assert f"Set --config.{name}={2 * devices}." in message
+    assert message == (
+        f"config.{name} is {devices + 1}; accepted are multiples of {devices}, the {devices} devices that share a "
+        f"batch. Set --config.{name}={2 * devices}."
+    )
 
 
-def test_towers_that_do_not_divide_by_the_devices(message_of, folder):
+def test_a_batch_that_does_not_divide_into_its_parts(message_of, folder):
+    devices = jax.device_count()
+    message = message_of(config_for(f"folder:{folder}", batch_size=devices, accumulate=3))
+    assert message == (
+        f"config.batch_size is {devices}; accepted are multiples of {3 * devices}, the {devices} devices that share a "
+        f"batch times the 3 parts of accumulate. Set --config.batch_size={3 * devices}."
+    )
+
+
+def test_towers_that_the_architecture_does_not_have(message_of, folder):
+    config = config_for(f"folder:{folder}", architecture="SLIDES", image_size=256)
+    config.mesh.tower = 2
+    assert message_of(config).startswith("mesh.tower is 2, but SLIDES has 1 tower(s); accepted are the divisors of ")
+
+
+def test_towers_that_do_not_divide_the_devices(message_of, folder, monkeypatch):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
     config = config_for(f"folder:{folder}")
-    config.mesh.tower = jax.device_count() + 1
+    config.mesh.tower = 2
     message = message_of(config)
-    assert f"mesh.tower is {jax.device_count() + 1}" in message
+    assert message.startswith("mesh.tower is 2, but there are 1 devices; accepted are the divisors of that number. ")
     assert "Set --config.mesh.tower=1" in message
+
+
+def test_the_weird_trick_finds_its_own_mesh(message_of, folder):
+    config = config_for(f"folder:{folder}")
+    config.mesh.update(tower=2, placement="weird_trick")
+    message = message_of(config)
+    assert message.startswith("mesh.tower is 2, but mesh.placement=weird_trick keeps the convolutions of all towers ")
+    assert "accepted is 1" in message
 
 
 def test_a_workdir_of_another_architecture(message_of, folder, tmp_path):
@@ -236,7 +263,7 @@ def test_a_wrong_argument_is_answered_in_a_sentence(tmp_path, argument, wanted):
         ),
         (
             ["--config=configs/alexnet.py:foo", "--workdir=run"],
-            "configs/alexnet.py has no variant 'foo'; accepted are paper, slides.",
+            "configs/alexnet.py has no variant 'foo'; accepted are paper, slides, large_batch.",
         ),
     ],
     ids=["no workdir", "no config", "no such file", "no such file and a field", "no such variant"],

@@ -77,8 +77,7 @@ def test_errors_and_loss_equal_numpy_on_every_batch_size_and_mesh(problem, views
         params,
         source,
         statistics,
-        network=AlexNet(LINEAR),
-        mesh=towers.make_mesh(devices=jax.devices()[:data]),
+        network=AlexNet(LINEAR, placement=towers.place(LINEAR, devices=jax.devices()[:data])),
         batch_size=batch_size,
         views=views,
     )

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"layers", "architectures"},
     {"towers", "augment", "optimizer", "config"},
-    {"model", "data"},
+    {"model", "data", "hosts"},
     {"data.digits", "data.pictures", "data.statistics"},
     {"data.imagenet"},
     {"data.sources"},
@@ -20,7 +20,7 @@ LEVELS = [
     {"summary", "checkpoint", "evaluate"},
     {"outputs"},
     {"train"},
-    {"loop"},
+    {"loop", "communication"},
     {"cli"},
     {"__init__", "__main__"},
     {"main"},

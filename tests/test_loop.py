@@ -186,10 +186,10 @@ def test_sigterm_saves_and_the_next_run_loses_nothing(stop_at, folder, uncut, tm
 def test_sigterm_twice_at_the_same_evaluation_loses_nothing(folder, uncut, tmp_path, monkeypatch):
     validate = loop.validate
 
-    def stopped_on_the_way(run, state, progress, writer, stopped, **arguments):
+    def stopped_on_the_way(run, state, progress, writer, sigterm, **arguments):
         if int(state.step) == 12:
             os.kill(os.getpid(), signal.SIGTERM)
-        return validate(run, state, progress, writer, stopped, **arguments)
+        return validate(run, state, progress, writer, sigterm, **arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "validate", stopped_on_the_way)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import (
     LRN,
@@ -21,7 +20,6 @@ from alexnet_jax import (
     ReLU,
     local_response_norm,
     max_pool,
-    towers,
     with_classes,
 )
 
@@ -134,24 +132,6 @@ def test_a_mask_belongs_to_the_example_not_to_its_place_in_the_batch(variables):
     assert not np.allclose(logits(order), logits(np.arange(3)))
 
 
-@pytest.mark.parametrize(("data", "tower"), [(1, 2), (2, 2), (4, 1)])
-def test_the_towers_on_devices_compute_what_one_device_computes(variables, data, tower):
-    images = np.concatenate([IMAGES, IMAGES[:1]])
-    arguments = {"train": True, "rngs": {"dropout": jax.random.key(3)}}
-    want = jax.jit(lambda v, x, i: AlexNet(TINY).apply(v, x, index=i, **arguments))(variables, images, np.arange(4))
-    mesh = towers.make_mesh(tower, jax.devices()[: data * tower])
-    spread = towers.spread(
-        lambda v, x, i: AlexNet(TINY, devices=tower).apply(v, x, index=i, **arguments),
-        mesh,
-        (P("tower"), P("data"), P("data")),
-        P("data"),
-    )
-    got = jax.jit(spread)(variables, images, np.arange(4))
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-    if data == 1:
-        np.testing.assert_array_equal(got, want)
-
-
 def test_an_odd_number_of_classes_is_cut_to_size():
     net = AlexNet(with_classes(TINY, 3))
     logits, variables = net.init_with_output(jax.random.key(0), IMAGES)
@@ -172,12 +152,6 @@ def test_bfloat16_gives_float32_logits_close_to_float32s(variables):
 def test_pictures_of_another_size_are_refused(variables):
     with pytest.raises(ValueError, match=r"\(3, 9, 9, 3\); this network takes \(N, 10, 10, 3\)"):
         AlexNet(TINY).apply(variables, IMAGES[:, :9, :9])
-
-
-def test_a_mesh_that_does_not_divide_the_devices_is_refused():
-    with pytest.raises(ValueError, match=r"mesh.tower is 2, but there are 3 devices"):
-        towers.make_mesh(2, jax.devices()[:3])
-    assert dict(towers.make_mesh(2, jax.devices()[:6]).shape) == {"data": 3, "tower": 2}
 
 
 def test_a_layer_is_a_value():
@@ -207,8 +181,3 @@ def test_examples_are_named_by_their_place_unless_told_otherwise(variables):
     by_place = AlexNet(TINY).apply(variables, IMAGES, **arguments)
     named = AlexNet(TINY).apply(variables, IMAGES, index=jnp.arange(3), **arguments)
     np.testing.assert_array_equal(by_place, named)
-
-
-def test_a_mesh_needs_at_least_one_device_for_the_towers():
-    with pytest.raises(ValueError, match=r"mesh\.tower is 0"):
-        towers.make_mesh(0)

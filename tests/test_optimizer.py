@@ -67,8 +67,8 @@ def test_both_forms_shrink_a_weight_alike_where_only_decay_acts():
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
-def test_an_unknown_form_is_named():
-    with pytest.raises(ValueError, match="'adamw'; accepted are 'decoupled', 'paper'"):
+def test_an_unknown_rule_is_named():
+    with pytest.raises(ValueError, match="'adamw'; accepted are 'decoupled', 'paper', 'lars'"):
         update_rule("adamw", 0.1, momentum=0.9, weight_decay=0.0)
 
 

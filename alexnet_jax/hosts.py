@@ -1,0 +1,194 @@
+"""Several processes that run one program, on one host or many: started, in agreement, stopped together.
+
+JAX's own runtime connects them (jax.distributed); here is what a run needs besides. With one
+process everything here does nothing, or the obvious.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import sys
+import traceback
+import uuid
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from alexnet_jax.config import UsageError
+
+
+@contextlib.contextmanager
+def session(coordinator: str = "", num_processes: int = 0, process_id: int = -1, timeout: int = 100):
+    """Connects this process with the others of its run, if there are others, for the time of a `with` block.
+
+    Slurm, TPU pods, Kubernetes and Open MPI are recognised by JAX, and need no arguments.
+
+    Args:
+      coordinator: HOST:PORT of process 0, the same for all processes; "" to let JAX find out.
+      num_processes: how many there are; 0 to let JAX find out.
+      process_id: which one this is, from 0 on; -1 to let JAX find out.
+      timeout: seconds after which a process that is silent counts as lost.
+
+    Raises:
+      UsageError: if only a part of the first three is given, or the others cannot be reached.
+    """
+    _connect(coordinator, num_processes, process_id, timeout)
+    if jax.process_count() > 1:
+        # When process 0 is lost, JAX says so and aborts; the stacks of all threads would bury that.
+        faulthandler.disable()
+    try:
+        yield
+    except (UsageError, FloatingPointError):
+        raise  # all processes end by the same error
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        # Alone. An orderly end would wait for the others, and they for this one.
+        traceback.print_exc()
+        _die(error)
+
+
+def _connect(coordinator, num_processes, process_id, timeout):
+    given = {"--coordinator": coordinator != "", "--num_processes": num_processes > 0, "--process_id": process_id >= 0}
+    if any(given.values()) and not all(given.values()):
+        missing = ", ".join(name for name, there in given.items() if not there)
+        raise UsageError(
+            f"{missing} is missing. Give --coordinator=HOST:PORT, --num_processes=N and --process_id=I (0 to N-1) "
+            "together, or none of them where JAX finds the processes by itself (Slurm, TPU, Kubernetes, Open MPI)."
+        )
+    if any(given.values()) and process_id >= num_processes:
+        raise UsageError(
+            f"--process_id is {process_id}; accepted are 0 to {num_processes - 1}, "
+            f"as --num_processes is {num_processes}."
+        )
+    arguments = (coordinator, num_processes, process_id) if any(given.values()) else ()
+    try:
+        jax.distributed.initialize(*arguments, initialization_timeout=timeout, heartbeat_timeout_seconds=timeout)
+    except ValueError as error:
+        if arguments or "coordinator_address" not in str(error):
+            raise UsageError(f"the processes cannot be started: {error}") from error
+        # JAX found nothing that tells of other processes: this is the only one.
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(
+            f"process {process_id} did not reach the others at {coordinator} within {timeout} s "
+            f"({str(error).splitlines()[0]}). Start all {num_processes} processes, with the address of process 0."
+        ) from error
+
+
+def _die(error):
+    process, count = jax.process_index(), jax.process_count()
+    print(
+        f"error: process {process} of {count} stopped: {str(error).splitlines()[0]}\n"
+        "If this speaks of a connection or a peer, another process was lost first: see what it printed. "
+        "What was saved is kept; start all processes again with the same command, and they resume.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def say(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all processes, in their order; each waits for all."""
+    own = np.frombuffer(text.encode(), np.uint8)
+    longest = multihost_utils.process_allgather(np.int32(len(own))).max()
+    padded = multihost_utils.process_allgather(np.pad(own, (0, longest - len(own))))
+    return [row.tobytes().rstrip(b"\0").decode() for row in padded]
+
+
+def together(work):
+    """Calls work() on every process; an error that the user can mend is raised on all if one of them meets it.
+
+    Args:
+      work: function without arguments, which talks with no other process.
+
+    Returns:
+      What work returned on this process.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except UsageError as own:
+        error = own
+    for process, message in enumerate(gather(str(error) if error else "")):
+        if message:
+            raise error or UsageError(f"process {process} stopped: {message}")
+    return result
+
+
+def in_turn(work):
+    """As together, but process 0 works first: the others find what it prepares."""
+    first = together(lambda: work() if jax.process_index() == 0 else None)
+    return together(lambda: first if jax.process_index() == 0 else work())
+
+
+def agree(values: dict[str, object]) -> None:
+    """Raises UsageError on all processes unless all have the same values (JSON's types), naming one that differs."""
+    first, *others = map(json.loads, gather(json.dumps(values)))
+    for process, other in enumerate(others, 1):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                raise UsageError(
+                    f"the processes disagree: {name} is {first.get(name)!r} for process 0 and {other.get(name)!r} "
+                    f"for process {process}. Start all of them with the same files and arguments."
+                )
+
+
+def share(folder: Path) -> None:
+    """Makes a folder, and raises UsageError on all processes unless they all see the same one."""
+    mark = folder / gather(f".shared-{uuid.uuid4().hex}")[0]
+
+    def leave_mark():
+        folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0 and jax.process_count() > 1:
+            mark.touch()
+
+    def find_mark():
+        if jax.process_count() > 1 and not mark.exists():
+            raise UsageError(
+                f"{folder} is not the folder of that name that process 0 sees. Give a --workdir on storage that all "
+                "hosts share: checkpoints are written to it by all of them."
+            )
+
+    together(leave_mark)
+    try:
+        together(find_mark)
+    finally:
+        if jax.process_index() == 0:
+            mark.unlink(missing_ok=True)
+
+
+class Sigterm:
+    """SIGTERM to one process stops all of them, at the same place. A context manager."""
+
+    def __init__(self):
+        self.came = False  # and all processes know
+        self._received, self._asked = [], 0
+
+    def __enter__(self):
+        # With several processes JAX listens for the signal, and finds the call of `check` where all of them stop.
+        if jax.process_count() == 1:
+            self._before = signal.signal(signal.SIGTERM, lambda number, _: self._received.append(number))
+        return self
+
+    def __exit__(self, *_):
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def check(self) -> bool:
+        """Whether to stop now. Every process must call this equally often: once a step, once an evaluated batch."""
+        self._asked += 1
+        if jax.process_count() == 1:
+            self.came = bool(self._received)
+        else:
+            self.came = self.came or multihost_utils.reached_preemption_sync_point(self._asked)
+        return self.came
