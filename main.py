@@ -12,7 +12,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, events a
 flags.mark_flags_as_required(["config", "workdir"])
 # Several processes; on Slurm, TPU pods, Kubernetes and Open MPI JAX finds all of this by itself.
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for all processes.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are; 1 to look for no others.")
 PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0 on.")
 TIMEOUT = flags.DEFINE_integer("timeout", 100, "Seconds after which a silent process counts as lost.")
 

@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate.add_argument("--data_dir", help="instead of the run's own")
     evaluate.add_argument("--batch_size", type=int, help="instead of the run's own")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object more")
+    evaluate.add_argument("--coordinator", default="", help="HOST:PORT of process 0, if there are several processes")
+    evaluate.add_argument("--num_processes", type=int, default=0, help="how many there are")
+    evaluate.add_argument("--process_id", type=int, default=-1, help="which of them this is, from 0 on")
     evaluate.set_defaults(run=_evaluate)
 
     options = parser.parse_args(arguments)
@@ -85,11 +88,12 @@ def _prepare(options):
 
 
 def _evaluate(options):
-    from alexnet_jax import data, loop
+    from alexnet_jax import data, hosts, loop
 
     data.hide_accelerators_from_tensorflow()
-    errors = loop.evaluate_workdir(
-        options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size
-    )
+    with hosts.session(options.coordinator, options.num_processes, options.process_id):
+        errors = loop.evaluate_workdir(
+            options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size
+        )
     if options.json:
-        print(json.dumps({name: dataclasses.asdict(e) for name, e in errors.items()}))
+        hosts.say(json.dumps({name: dataclasses.asdict(e) for name, e in errors.items()}))

@@ -9,7 +9,9 @@ import faulthandler
 import json
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
 import uuid
 from pathlib import Path
@@ -29,7 +31,7 @@ def session(coordinator: str = "", num_processes: int = 0, process_id: int = -1,
 
     Args:
       coordinator: HOST:PORT of process 0, the same for all processes; "" to let JAX find out.
-      num_processes: how many there are; 0 to let JAX find out.
+      num_processes: how many there are; 0 to let JAX find out, 1 for no others even if it would find some.
       process_id: which one this is, from 0 on; -1 to let JAX find out.
       timeout: seconds after which a process that is silent counts as lost.
 
@@ -37,14 +39,11 @@ def session(coordinator: str = "", num_processes: int = 0, process_id: int = -1,
       UsageError: if only a part of the first three is given, or the others cannot be reached.
     """
     _connect(coordinator, num_processes, process_id, timeout)
-    if jax.process_count() > 1:
-        # When process 0 is lost, JAX says so and aborts; the stacks of all threads would bury that.
-        faulthandler.disable()
     try:
         yield
     except (UsageError, FloatingPointError):
         raise  # all processes end by the same error
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
             raise
         # Alone. An orderly end would wait for the others, and they for this one.
@@ -54,35 +53,61 @@ def session(coordinator: str = "", num_processes: int = 0, process_id: int = -1,
 
 def _connect(coordinator, num_processes, process_id, timeout):
     given = {"--coordinator": coordinator != "", "--num_processes": num_processes > 0, "--process_id": process_id >= 0}
+    if num_processes == 1 or jax.distributed.is_initialized():
+        return
     if any(given.values()) and not all(given.values()):
         missing = ", ".join(name for name, there in given.items() if not there)
         raise UsageError(
             f"{missing} is missing. Give --coordinator=HOST:PORT, --num_processes=N and --process_id=I (0 to N-1) "
             "together, or none of them where JAX finds the processes by itself (Slurm, TPU, Kubernetes, Open MPI)."
         )
-    if any(given.values()) and process_id >= num_processes:
-        raise UsageError(
-            f"--process_id is {process_id}; accepted are 0 to {num_processes - 1}, "
-            f"as --num_processes is {num_processes}."
-        )
-    arguments = (coordinator, num_processes, process_id) if any(given.values()) else ()
+    arguments = (coordinator, num_processes, process_id) if all(given.values()) else ()
+    if arguments:
+        if process_id >= num_processes:
+            raise UsageError(
+                f"--process_id is {process_id}; accepted are 0 to {num_processes - 1}, "
+                f"as --num_processes is {num_processes}."
+            )
+        print(f"Process {process_id} of {num_processes} waits for the others, for {timeout} s at most.", flush=True)
+        if process_id:
+            _wait_for(coordinator, timeout)
+    # When processes are lost, JAX says so and aborts; the stacks of all threads would bury that.
+    stacks = faulthandler.is_enabled()
+    faulthandler.disable()
     try:
         jax.distributed.initialize(*arguments, initialization_timeout=timeout, heartbeat_timeout_seconds=timeout)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if arguments or "coordinator_address" not in str(error):
-            raise UsageError(f"the processes cannot be started: {error}") from error
+            raise UsageError(
+                f"the processes cannot be connected: {error} Give --coordinator, --num_processes and --process_id, "
+                "or --num_processes=1 if there is but one."
+            ) from error
         # JAX found nothing that tells of other processes: this is the only one.
-    except jax.errors.JaxRuntimeError as error:
-        raise UsageError(
-            f"process {process_id} did not reach the others at {coordinator} within {timeout} s "
-            f"({str(error).splitlines()[0]}). Start all {num_processes} processes, with the address of process 0."
-        ) from error
+    if stacks and jax.process_count() == 1:
+        faulthandler.enable()
+
+
+def _wait_for(coordinator, timeout):
+    """Waits until process 0 listens; JAX would abort without a word on what to do."""
+    host, _, port = coordinator.rpartition(":")
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
+            return
+        except (OSError, ValueError) as error:
+            if time.monotonic() > until or not port.isdigit():
+                raise UsageError(
+                    f"--coordinator is {coordinator}, where process 0 did not answer within {timeout} s ({error}). "
+                    "Give HOST:PORT of process 0, start it as well, and let no firewall stand between."
+                ) from error
+            time.sleep(0.5)
 
 
 def _die(error):
     process, count = jax.process_index(), jax.process_count()
     print(
-        f"error: process {process} of {count} stopped: {str(error).splitlines()[0]}\n"
+        f"error: process {process} of {count} stopped: {repr(error).splitlines()[0]}\n"
         "If this speaks of a connection or a peer, another process was lost first: see what it printed. "
         "What was saved is kept; start all processes again with the same command, and they resume.",
         file=sys.stderr,

@@ -1,0 +1,252 @@
+"""Several processes on this host, connected over loopback: one network, one run, one end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import hosts, loop
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import UsageError
+
+ROOT = Path(__file__).parent.parent
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("tfds")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(workdir, data_dir, *arguments, devices=1, environment=None):
+    """A process of `python main.py` with the quickstart, on a number of fake devices."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        **(environment or {}),
+    }
+    command = [
+        sys.executable, "main.py", "--config=configs/quickstart.py", f"--workdir={workdir}",
+        f"--config.data_dir={data_dir}", f"--config.num_steps={STEPS}", "--config.checkpoint_every_steps=8",
+        *arguments,
+    ]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+def start_two(workdir, data_dir, *arguments, each=((), ())):
+    """Two processes with one device each, by the flags."""
+    port = free_port()
+    return [
+        start(
+            workdir, data_dir, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={process}",
+            "--timeout=20", *arguments, *each[process],
+        )
+        for process in range(2)
+    ]  # fmt: skip
+
+
+def end(processes):
+    """(exit code, stdout, stderr) of each."""
+    shown = [process.communicate(timeout=300) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, shown, strict=True)]
+
+
+def arrays_of(workdir, step=STEPS):
+    """All arrays of a checkpoint, by name."""
+    run = loop.set_up(config_lib.load(workdir / "config.json"), workdir)
+    with Checkpoints(workdir) as checkpoints:
+        state, _ = run.restore(checkpoints, step)
+    return {jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def assert_same(one, other):
+    want, got = arrays_of(one), arrays_of(other)
+    assert want.keys() == got.keys()
+    for name in want:
+        np.testing.assert_array_equal(want[name], got[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(data_dir, tmp_path_factory):
+    """The workdir of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    [(code, _, shown)] = end([start(workdir, data_dir)])
+    assert code == 0, shown
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two_devices(data_dir, tmp_path_factory):
+    """The workdir of one process with two devices that share each batch."""
+    workdir = tmp_path_factory.mktemp("two-devices")
+    [(code, _, shown)] = end([start(workdir, data_dir, devices=2)])
+    assert code == 0, shown
+    return workdir
+
+
+def test_two_processes_that_slurm_starts_train_the_towers_as_one_does(alone, data_dir, tmp_path):
+    job = {
+        "SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_NODES": "1",
+    }  # fmt: skip
+    processes = [
+        start(
+            tmp_path, data_dir, "--config.mesh.tower=2",
+            environment={**job, "SLURM_PROCID": str(process), "SLURM_LOCALID": str(process)},
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    (code0, shown0, errors0), (code1, shown1, errors1) = end(processes)
+    assert (code0, code1) == (0, 0), errors0 + errors1
+    assert_same(alone, tmp_path)
+    assert "one view" in shown0
+    assert [line for line in shown1.splitlines() if "Gloo" not in line] == []  # one process tells
+    lines = [(w / "metrics.jsonl").read_text().splitlines() for w in (alone, tmp_path)]
+    told = [[{k: v for k, v in json.loads(x).items() if "second" not in k} for x in side] for side in lines]
+    for want, got in zip(*told, strict=True):
+        assert got == pytest.approx(want, rel=1e-6)
+    results = [json.loads((w / "result.json").read_text()) for w in (alone, tmp_path)]
+    assert results[0]["one_view"] == pytest.approx(results[1]["one_view"])
+
+
+def test_processes_that_disagree_on_the_config_are_told_so(data_dir, tmp_path):
+    ended = end(start_two(tmp_path / "run", data_dir, each=((), ("--config.learning_rate=0.02",))))
+    for code, _, shown in ended:
+        assert code == 1
+        assert shown.splitlines()[-1] == (
+            "error: the processes disagree: config.learning_rate is 0.01 for process 0 and 0.02 for process 1. "
+            "Start all of them with the same files and arguments."
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_batches_train_as_one_with_two_devices(two_devices, data_dir, tmp_path):
+    ended = end(start_two(tmp_path, data_dir))
+    assert [code for code, *_ in ended] == [0, 0], ended
+    assert_same(two_devices, tmp_path)
+
+
+def wait_for_checkpoint(workdir, processes, step=8):
+    for _ in range(1200):
+        if (workdir / "checkpoints" / str(step)).exists():
+            return
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    pytest.fail("no checkpoint came")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_other_ends_and_both_resume(victim, two_devices, data_dir, tmp_path):
+    processes = start_two(tmp_path, data_dir)
+    wait_for_checkpoint(tmp_path, processes)
+    processes[victim].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    code, _, shown = end(processes)[1 - victim]
+    assert time.monotonic() - began < 40
+    assert code not in (0, None)
+    # Whoever notices first: our own line, or JAX's runtime, which aborts when the coordinator is gone.
+    assert "start all processes again with the same command, and they resume" in shown or "another task died" in shown
+    if victim == 1:
+        assert code == 1
+        assert "error: process 0 of 2 stopped: " in shown
+    with Checkpoints(tmp_path) as checkpoints:
+        assert 8 <= checkpoints.latest_step() < STEPS
+
+    (code0, shown0, errors0), (code1, _, errors1) = end(start_two(tmp_path, data_dir))
+    assert (code0, code1) == (0, 0), errors0 + errors1
+    assert f"Resuming {tmp_path} after step " in shown0
+    assert_same(two_devices, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_sigterm_to_one_process_stops_both_at_the_same_step(asked, two_devices, data_dir, tmp_path):
+    processes = start_two(tmp_path, data_dir)
+    wait_for_checkpoint(tmp_path, processes)
+    processes[asked].send_signal(signal.SIGTERM)
+    (code0, shown0, errors0), (code1, _, errors1) = end(processes)
+    assert (code0, code1) == (0, 0), errors0 + errors1
+    with Checkpoints(tmp_path) as checkpoints:
+        step = checkpoints.latest_step()
+    assert f"SIGTERM: saved {tmp_path} after step {step}; the same command resumes it." in shown0
+    assert 8 <= step < STEPS
+    assert not (tmp_path / "result.json").exists()
+    assert [code for code, *_ in end(start_two(tmp_path, data_dir))] == [0, 0]
+    assert_same(two_devices, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_not_shared_is_refused(data_dir, tmp_path):
+    port = free_port()
+    processes = [
+        start(
+            tmp_path / f"disk{process}", data_dir, f"--coordinator=localhost:{port}", "--num_processes=2",
+            f"--process_id={process}",
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    for code, _, shown in end(processes):
+        assert code == 1
+        assert f"error: process 1 stopped: {tmp_path}/disk1 is not the folder" in shown.replace(
+            f"error: {tmp_path}", f"error: process 1 stopped: {tmp_path}"
+        )
+        assert "on storage that all hosts share" in shown
+    assert list(tmp_path.glob("*/*")) == []
+
+
+@pytest.mark.parametrize("port", ["free", "x"])
+def test_a_process_that_finds_nobody_says_so(port):
+    address = f"localhost:{free_port() if port == 'free' else port}"
+    with pytest.raises(UsageError) as error, hosts.session(address, 2, 1, timeout=1):
+        pytest.fail("started")
+    assert str(error.value).startswith(f"--coordinator is {address}, where process 0 did not answer within 1 s (")
+    assert "Give HOST:PORT of process 0" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (("localhost:1", 0, -1), "--num_processes, --process_id"),
+        (("localhost:1", 2, -1), "--process_id"),
+        (("", 2, 0), "--coordinator"),
+        (("", 0, 0), "--coordinator, --num_processes"),
+    ],
+)
+def test_flags_that_are_missing_are_named(arguments, missing):
+    with pytest.raises(UsageError) as error, hosts.session(*arguments):
+        pytest.fail("started")
+    assert str(error.value).startswith(f"{missing} is missing. Give --coordinator=HOST:PORT, ")
+
+
+def test_a_process_beyond_the_last_is_refused():
+    with pytest.raises(UsageError, match=r"--process_id is 2; accepted are 0 to 1"), hosts.session("localhost:1", 2, 2):
+        pytest.fail("started")
+
+
+def test_alone_a_process_agrees_with_itself(tmp_path):
+    assert hosts.gather("words, also longer ones: äöü") == ["words, also longer ones: äöü"]
+    hosts.agree({"a": 1, "b": [None, "c"]})
+    hosts.share(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new").glob("*/*")) == []
+    assert hosts.together(lambda: 3) == hosts.in_turn(lambda: 3) == 3
+    with pytest.raises(UsageError, match="own words"):
+        hosts.together(lambda: (_ for _ in ()).throw(UsageError("own words")))
