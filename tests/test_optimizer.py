@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax.optimizer import plateau_schedule, update_rule
+from alexnet_jax.optimizer import plateau_schedule, update_rule, warmup
 
 MOMENTUM, DECAY = 0.9, 5e-4
 
@@ -70,6 +70,33 @@ def test_both_forms_shrink_a_weight_alike_where_only_decay_acts():
 def test_an_unknown_rule_is_named():
     with pytest.raises(ValueError, match="'adamw'; accepted are 'decoupled', 'paper', 'lars'"):
         update_rule("adamw", 0.1, momentum=0.9, weight_decay=0.0)
+
+
+def test_lars_moves_each_kernel_by_a_share_of_its_norm():
+    rng = np.random.default_rng(1)
+    shapes = {"conv1": {"kernel": (2, 3, 3, 4, 5), "bias": (2, 5)}, "fc2": {"kernel": (2, 7, 3), "bias": (2, 3)}}
+    draw = lambda scale: jax.tree.map(lambda s: rng.normal(0, scale, s), shapes, is_leaf=lambda s: isinstance(s, tuple))  # noqa: E731
+    w, gradients, rates = draw(0.1), [draw(0.3) for _ in range(6)], [10.0] * 3 + [1.0] * 3
+    got = jax.tree.map(jnp.float32, w)
+    state = update_rule("lars", 1.0, momentum=MOMENTUM, weight_decay=0.05).init(got)
+    v = jax.tree.map(np.zeros_like, w)
+    for g, rate in zip(gradients, rates, strict=True):
+        rule = update_rule("lars", jnp.float32(rate), momentum=MOMENTUM, weight_decay=0.05)
+        updates, state = rule.update(jax.tree.map(jnp.float32, g), state, got)
+        got = optax.apply_updates(got, updates)
+        for layer in shapes:
+            decayed = g[layer]["kernel"] + 0.05 * w[layer]["kernel"]
+            ratio = 0.001 * np.linalg.norm(w[layer]["kernel"]) / np.linalg.norm(decayed)  # over both towers
+            v[layer]["kernel"] = MOMENTUM * v[layer]["kernel"] - rate * ratio * decayed
+            v[layer]["bias"] = MOMENTUM * v[layer]["bias"] - rate * 0.001 * g[layer]["bias"]
+        w = jax.tree.map(np.add, w, v)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(w), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_rate_warms_up_in_equal_steps():
+    assert [float(warmup(4)(step)) for step in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert [float(warmup(steps)(0)) for steps in (0, 1)] == [1, 1]
 
 
 def scales(errors, **changes):

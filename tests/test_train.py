@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny import TINY, batch_of, place, put, recipe_of, statistics_of
 
-from alexnet_jax import AlexNet, Dropout, train
+from alexnet_jax import QUICKSTART, AlexNet, Dropout, train
+from configs import alexnet
 
 
 @pytest.mark.parametrize("rule", ["decoupled", "paper"])
@@ -48,3 +49,38 @@ def test_the_numbers_drawn_depend_on_the_seed_and_the_example_only():
     renamed = batch | {"index": batch["index"] + 1}
     assert loss_of(recipe_of(place()), renamed) != pytest.approx(loss_of(recipe_of(place()), batch), rel=1e-4)
     assert loss_of(recipe_of(place(), seed=4), batch) != pytest.approx(loss_of(recipe_of(place()), batch), rel=1e-4)
+
+
+def test_the_rate_grows_with_the_batch_warms_up_and_follows_the_schedule():
+    config = alexnet.get_config()
+    config.update(architecture="QUICKSTART", batch_size=64, rate_batch_size=16, learning_rate=0.01, warmup_epochs=0.5)
+    recipe = train.Recipe.from_config(config, 10, 640, place(architecture=QUICKSTART))
+    assert recipe.warmup_steps == 5
+    state = train.init_state(recipe=recipe)
+    rates = [float(recipe.rate(state.replace(step=jnp.int32(step)))) for step in (0, 1, 4, 5, 100)]
+    assert rates == pytest.approx([0.008, 0.016, 0.04, 0.04, 0.04])
+    dropped = state.replace(step=jnp.int32(100), schedule=state.schedule._replace(scale=jnp.float32(0.1)))
+    assert float(recipe.rate(dropped)) == pytest.approx(0.004)
+
+
+def test_the_paper_s_rate_is_the_same_for_every_batch_unless_told_otherwise():
+    config = alexnet.get_config()
+    config.update(architecture="QUICKSTART", batch_size=64)
+    recipe = train.Recipe.from_config(config, 10, 640, place(architecture=QUICKSTART))
+    assert (recipe.learning_rate, recipe.warmup_steps) == (0.01, 0)
+
+
+def test_the_reported_rate_and_gradient_are_those_of_the_step():
+    recipe = recipe_of(place(), warmup_steps=4)
+    state = train.init_state(recipe=recipe)
+    before = jax.device_get(state.params)
+    state, metrics = train.train_step(state, put(batch_of(0), recipe), statistics_of(), recipe=recipe)
+    assert float(metrics["learning_rate"]) == pytest.approx(0.0025)
+    # The first velocity is the rate times the gradient, and the weights decay beside it.
+    gradients = jax.tree.map(
+        lambda after, w: (w * (1 - 0.0025 * 5e-4 / 0.1) - after) / 0.0025, jax.device_get(state.params), before
+    )
+    squares = sum(np.square(g, dtype=np.float64).sum(tuple(range(1, g.ndim))) for g in jax.tree.leaves(gradients))
+    np.testing.assert_allclose(metrics["gradient_squares"], squares, rtol=1e-2)
+    norm = float(train.gradient_norm(metrics["gradient_squares"]))
+    assert norm == pytest.approx(np.sqrt(np.sum(metrics["gradient_squares"])), rel=1e-6)
