@@ -232,7 +232,7 @@ def check(architecture: Architecture) -> None:
                 raise ValueError(f"{name}: Input stands at the start of an architecture and nowhere else.")
             case Dense() if pixels:
                 raise ValueError(f"{name}: a Dense layer takes vectors; put Flatten() before it.")
-            case Conv() | MaxPool() if not pixels:
+            case Conv() | LRN() | MaxPool() if not pixels:
                 raise ValueError(f"{name}: {type(layer).__name__} takes maps and must stand before Flatten.")
             case Conv(size=size, stride=stride, padding=padding):
                 pixels = (pixels + (sum(padding) if isinstance(padding, tuple) else 2 * padding) - size) // stride + 1

@@ -16,10 +16,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     summary = commands.add_parser("summary", help="print the table of layers, sizes and parameters")
     summary.add_argument("architecture", nargs="?", default="PAPER", help="PAPER, SLIDES or QUICKSTART")
-    summary.add_argument("--batch_size", type=int, help="pictures; default 1, for --communication 128")
+    summary.add_argument("--batch_size", type=_positive, help="pictures; default 1, for --communication 128")
     summary.add_argument("--communication", action="store_true", help="what devices send each other in a step instead")
-    summary.add_argument("--devices", type=int, default=2, help="with --communication: how many there are")
-    summary.add_argument("--tower", type=int, help="with --communication: devices that share the towers; default both")
+    summary.add_argument("--devices", type=_positive, default=2, help="with --communication: how many there are")
+    summary.add_argument(
+        "--tower", type=_positive, help="with --communication: devices that share the towers; default both"
+    )
     summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as config.mesh's")
     summary.set_defaults(run=_summary)
 
@@ -38,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate.add_argument("--coordinator", default="", help="HOST:PORT of process 0, if there are several processes")
     evaluate.add_argument("--num_processes", type=int, default=0, help="how many there are")
     evaluate.add_argument("--process_id", type=int, default=-1, help="which of them this is, from 0 on")
+    evaluate.add_argument("--timeout", type=int, default=100, help="seconds until a silent process counts as lost")
     evaluate.set_defaults(run=_evaluate)
 
     options = parser.parse_args(arguments)
@@ -50,6 +53,14 @@ def main(arguments: list[str] | None = None) -> None:
         options.run(options)
     except UsageError as error:
         sys.exit(f"error: {error}")
+
+
+def _positive(text):
+    """Reads an integer of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}; accepted is an integer of at least 1")
+    return number
 
 
 def _summary(options):
@@ -76,7 +87,9 @@ def _summary(options):
             batch_size=options.batch_size or 128,
         )
     except ValueError as error:
-        raise UsageError(str(error).replace("--config.mesh.tower", "--tower")) from error
+        raise UsageError(
+            str(error).replace("--config.mesh.tower", "--tower").replace("mesh.tower", "--tower")
+        ) from error
     print(table)
 
 
@@ -91,7 +104,7 @@ def _evaluate(options):
     from alexnet_jax import data, hosts, loop
 
     data.hide_accelerators_from_tensorflow()
-    with hosts.session(options.coordinator, options.num_processes, options.process_id):
+    with hosts.session(options.coordinator, options.num_processes, options.process_id, options.timeout):
         errors = loop.evaluate_workdir(
             options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size
         )

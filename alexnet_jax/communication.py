@@ -1,4 +1,9 @@
-"""What devices send each other in a step (paper, section 3.2), read from the traced step itself."""
+"""What devices send each other in a step (paper, section 3.2), read from the traced step itself.
+
+That is all that carries pictures, activations or gradients. What the compiler adds where the
+optimizer needs a norm over several devices is a number a layer: for LARS, and for the
+gradient's norm under the weird trick.
+"""
 
 import dataclasses
 import math
@@ -43,7 +48,7 @@ class Collective:
 
 
 def collectives(architecture: Architecture, placement: towers.Placement, batch_size: int) -> list[Collective]:
-    """All exchanges of one training step, in their order.
+    """The exchanges of one training step, in their order.
 
     Args:
       architecture: tuple of layers.

@@ -120,10 +120,17 @@ def check_resumable(config: ml_collections.ConfigDict, saved: ml_collections.Con
     """Raises UsageError if a run in workdir was started with values that a resumed run may not change."""
     now, before = flatten(config), flatten(saved)
     for name in sorted(now.keys() | before.keys()):
-        if now.get(name) != before.get(name) and not (name in FIELDS and FIELDS[name].free):
+        if name in FIELDS and FIELDS[name].free:
+            continue
+        if name not in now or name not in before:
             raise UsageError(
-                f"{workdir} holds a run with {name}={before.get(name)!r}, and this one has {name}={now.get(name)!r}. "
-                f"To resume it, set --config.{name}={before.get(name)}; to start anew, give another --workdir."
+                f"{workdir} holds a run of another version of this program: {name}={before.get(name)!r} there is "
+                f"{now.get(name)!r} now. Give another --workdir, or resume it with the version that began it."
+            )
+        if now[name] != before[name]:
+            raise UsageError(
+                f"{workdir} holds a run with {name}={before[name]!r}, and this one has {name}={now[name]!r}. "
+                f"To resume it, set --config.{name}={before[name]}; to start anew, give another --workdir."
             )
 
 

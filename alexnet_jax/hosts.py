@@ -8,6 +8,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -23,6 +24,10 @@ from jax.experimental import multihost_utils
 from alexnet_jax.config import UsageError
 
 
+class AgreedError(UsageError):
+    """A UsageError that all processes raise, and know that all do."""
+
+
 @contextlib.contextmanager
 def session(coordinator: str = "", num_processes: int = 0, process_id: int = -1, timeout: int = 100):
     """Connects this process with the others of its run, if there are others, for the time of a `with` block.
@@ -36,18 +41,18 @@ def session(coordinator: str = "", num_processes: int = 0, process_id: int = -1,
       timeout: seconds after which a process that is silent counts as lost.
 
     Raises:
-      UsageError: if only a part of the first three is given, or the others cannot be reached.
+      UsageError: if only a part of the first three is given, or process 0 cannot be reached.
+        Where process 0 waits in vain for another, JAX ends the program.
     """
     _connect(coordinator, num_processes, process_id, timeout)
     try:
         yield
-    except (UsageError, FloatingPointError):
-        raise  # all processes end by the same error
+    except (AgreedError, FloatingPointError):
+        raise  # on all processes, for all have the same numbers
     except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
             raise
         # Alone. An orderly end would wait for the others, and they for this one.
-        traceback.print_exc()
         _die(error)
 
 
@@ -55,36 +60,48 @@ def _connect(coordinator, num_processes, process_id, timeout):
     given = {"--coordinator": coordinator != "", "--num_processes": num_processes > 0, "--process_id": process_id >= 0}
     if num_processes == 1 or jax.distributed.is_initialized():
         return
-    if any(given.values()) and not all(given.values()):
+    if any(given.values()):
         missing = ", ".join(name for name, there in given.items() if not there)
-        raise UsageError(
-            f"{missing} is missing. Give --coordinator=HOST:PORT, --num_processes=N and --process_id=I (0 to N-1) "
-            "together, or none of them where JAX finds the processes by itself (Slurm, TPU, Kubernetes, Open MPI)."
-        )
-    arguments = (coordinator, num_processes, process_id) if all(given.values()) else ()
-    if arguments:
+        if missing:
+            raise UsageError(
+                f"{missing} is missing. Give --coordinator=HOST:PORT, --num_processes=N and --process_id=I (0 to N-1) "
+                "together, or none of them where JAX finds the processes by itself (Slurm, TPU, Kubernetes, Open MPI)."
+            )
         if process_id >= num_processes:
             raise UsageError(
                 f"--process_id is {process_id}; accepted are 0 to {num_processes - 1}, "
                 f"as --num_processes is {num_processes}."
             )
+        if not re.fullmatch(r".+:\d+", coordinator):
+            raise UsageError(f"--coordinator is {coordinator}; accepted is HOST:PORT of process 0, e.g. node1:12345.")
         print(f"Process {process_id} of {num_processes} waits for the others, for {timeout} s at most.", flush=True)
         if process_id:
             _wait_for(coordinator, timeout)
-    # When processes are lost, JAX says so and aborts; the stacks of all threads would bury that.
-    stacks = faulthandler.is_enabled()
-    faulthandler.disable()
+    if _initialize((coordinator, num_processes, process_id) if any(given.values()) else (), timeout):
+        # When processes are lost, JAX says so and aborts; the stacks of all threads would bury that.
+        faulthandler.disable()
+    elif jax.distributed.is_initialized():
+        # JAX now takes SIGTERM for a word to all processes, which a process alone would never hear.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _initialize(arguments, timeout):
+    """Whether there are other processes, now connected."""
     try:
         jax.distributed.initialize(*arguments, initialization_timeout=timeout, heartbeat_timeout_seconds=timeout)
     except (ValueError, RuntimeError) as error:
-        if arguments or "coordinator_address" not in str(error):
+        if arguments:
             raise UsageError(
-                f"the processes cannot be connected: {error} Give --coordinator, --num_processes and --process_id, "
-                "or --num_processes=1 if there is but one."
+                f"the processes cannot be connected at {arguments[0]} ({error}). Is the port free?"
             ) from error
-        # JAX found nothing that tells of other processes: this is the only one.
-    if stacks and jax.process_count() == 1:
-        faulthandler.enable()
+        # JAX found nothing that tells of other processes, or has been at work before (in a notebook).
+        if "coordinator_address" in str(error) or "must be called before" in str(error):
+            return False
+        raise UsageError(
+            f"JAX finds other processes but cannot connect to them ({error}). Give --coordinator, --num_processes and "
+            "--process_id, or --num_processes=1 if there is but one."
+        ) from error
+    return jax.process_count() > 1
 
 
 def _wait_for(coordinator, timeout):
@@ -95,8 +112,8 @@ def _wait_for(coordinator, timeout):
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
             return
-        except (OSError, ValueError) as error:
-            if time.monotonic() > until or not port.isdigit():
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until:
                 raise UsageError(
                     f"--coordinator is {coordinator}, where process 0 did not answer within {timeout} s ({error}). "
                     "Give HOST:PORT of process 0, start it as well, and let no firewall stand between."
@@ -105,14 +122,18 @@ def _wait_for(coordinator, timeout):
 
 
 def _die(error):
-    process, count = jax.process_index(), jax.process_count()
-    print(
-        f"error: process {process} of {count} stopped: {repr(error).splitlines()[0]}\n"
-        "If this speaks of a connection or a peer, another process was lost first: see what it printed. "
-        "What was saved is kept; start all processes again with the same command, and they resume.",
-        file=sys.stderr,
-        flush=True,
-    )
+    """Ends this process at once, by which the others are cut off and end as well."""
+    who = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, UsageError):
+        words = f"error: {error}\nThis was met by {who}; it stops, and the others with it."
+    else:
+        traceback.print_exception(error)
+        words = (
+            f"error: {who} stopped: {repr(error).splitlines()[0]}\n"
+            "If this speaks of a connection or a peer, another process was lost first: see what it printed."
+        )
+    resume = "What was saved is kept; start all processes again with the same command, and they resume."
+    print(words, resume, file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -146,7 +167,7 @@ def together(work):
         error = own
     for process, message in enumerate(gather(str(error) if error else "")):
         if message:
-            raise error or UsageError(f"process {process} stopped: {message}")
+            raise AgreedError(error or f"process {process} stopped: {message}") from error
     return result
 
 
@@ -162,7 +183,7 @@ def agree(values: dict[str, object]) -> None:
     for process, other in enumerate(others, 1):
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name):
-                raise UsageError(
+                raise AgreedError(
                     f"the processes disagree: {name} is {first.get(name)!r} for process 0 and {other.get(name)!r} "
                     f"for process {process}. Start all of them with the same files and arguments."
                 )
@@ -195,9 +216,11 @@ def share(folder: Path) -> None:
 class Sigterm:
     """SIGTERM to one process stops all of them, at the same place. A context manager."""
 
+    _asked = 0  # in this process, for JAX counts so too
+
     def __init__(self):
         self.came = False  # and all processes know
-        self._received, self._asked = [], 0
+        self._received = []
 
     def __enter__(self):
         # With several processes JAX listens for the signal, and finds the call of `check` where all of them stop.
@@ -211,9 +234,9 @@ class Sigterm:
 
     def check(self) -> bool:
         """Whether to stop now. Every process must call this equally often: once a step, once an evaluated batch."""
-        self._asked += 1
+        Sigterm._asked += 1
         if jax.process_count() == 1:
             self.came = bool(self._received)
         else:
-            self.came = self.came or multihost_utils.reached_preemption_sync_point(self._asked)
+            self.came = self.came or multihost_utils.reached_preemption_sync_point(Sigterm._asked)
         return self.came

@@ -227,7 +227,7 @@ def fit(
             state, metrics = train_step(state, batch, run.statistics, recipe=run.recipe)
             metrics["gradient_norm"] = gradient_norm(metrics.pop("gradient_squares"))
             journal.add(step, metrics)
-            if config.profile:
+            if config.profile and jax.process_index() == 0:
                 profile(step)
             errors, ends_epoch = None, run.ends_epoch(step)
             due = ends_epoch or step == run.stop
@@ -300,10 +300,7 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
       UsageError: if workdir holds no run or no checkpoint, or its data is not there.
     """
     workdir = Path(workdir).expanduser()
-    saved = workdir / "config.json"
-    if not saved.exists():
-        raise UsageError(f"{workdir} holds no run: it has no config.json. Give the --workdir of a run of main.py.")
-    config = config_lib.load(saved)
+    config = hosts.together(lambda: _config_of(workdir))
     if data_dir is not None:
         config.data_dir = data_dir
     if batch_size is not None:
@@ -317,6 +314,16 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
         state, _ = run.restore(checkpoints, checkpoints.step_of(which))
     hosts.say(f"Step {int(state.step)} of {workdir}")
     views = {"one_view": 1, "ten_views": run.many_views}
-    errors = {name: run.evaluate(state.params, views=count) for name, count in views.items()}
+    with hosts.Sigterm() as sigterm:
+        errors = {name: run.evaluate(state.params, views=n, interrupted=sigterm.check) for name, n in views.items()}
+    if sigterm.came:
+        raise UsageError("SIGTERM came before the evaluation was done. Start it again.")
     hosts.say(outputs.errors_table(f"{config.architecture}, {run.data.evaluation.name}", errors))
     return errors
+
+
+def _config_of(workdir):
+    saved = workdir / "config.json"
+    if not saved.exists():
+        raise UsageError(f"{workdir} holds no run: it has no config.json. Give the --workdir of a run of main.py.")
+    return config_lib.load(saved)

@@ -38,7 +38,8 @@ class AlexNet(nn.Module):
             towers.spread these are the device's own pictures, and so are the logits.
           train: whether units drop out; needs `rngs={"dropout": key}`.
           index: (N,) integers that name the examples: a mask is drawn from (key, layer,
-            index, tower), so that it does not depend on the number of devices. Default: 0..N-1.
+            index, tower), so that it does not depend on the number of devices. Default: 0..N-1,
+            which under towers.spread would give all devices the same masks.
 
         Returns:
           (N, K) float32 logits. Each layer's output, joined over this device's towers, is sown

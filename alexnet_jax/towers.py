@@ -164,7 +164,7 @@ def mesh_shape(architecture: Architecture, kind: Kind, tower: int, devices: int)
             f"mesh.tower is {tower}, but the architecture has {count} tower(s); "
             f"accepted are the divisors of that number. {advice}"
         )
-    if devices % tower:
+    if devices < 1 or devices % tower:
         raise ValueError(
             f"mesh.tower is {tower}, but there are {devices} devices; "
             f"accepted are the divisors of that number. {advice}"

@@ -165,7 +165,7 @@ def train_step(state: TrainState, batch, statistics: Statistics, *, recipe: Reci
 
 @jax.jit
 def gradient_norm(gradient_squares):
-    """The gradient's norm over all towers; no part of the step, in which towers talk no more than in the paper."""
+    """The gradient's norm over all towers; kept out of the step, in which the paper's towers do not talk for this."""
     return jnp.sqrt(gradient_squares.sum())
 
 

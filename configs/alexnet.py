@@ -69,6 +69,6 @@ def get_config(variant: str = "paper") -> ConfigDict:
     if variant == "large_batch":
         config.batch_size = 4096
         config.update_rule = "lars"
-        config.learning_rate = 10.0
+        config.learning_rate = 5.0
         config.warmup_epochs = 5.0
     return config

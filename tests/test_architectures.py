@@ -115,6 +115,7 @@ HEAD = (Flatten(), Dense(10))
         ((Input(8, towers=2), Conv(9, 3), *HEAD), "conv1: 9 maps or units do not divide into 2 towers"),
         ((Input(8, towers=0), *HEAD), "input: towers is 0"),
         ((Input(8), LRN(n=4), *HEAD), "lrn0: n is 4; .* odd"),
+        ((Input(8), Flatten(), Dense(8), LRN(), Dense(4)), "lrn1: LRN takes maps and must stand before Flatten"),
         ((Input(8, towers=2), Flatten(), *2 * (Dense(9),)), "fc1: 9 maps or units"),  # one object twice
     ],
 )

@@ -87,5 +87,13 @@ def test_the_command_prints_the_table(capsys):
 def test_the_command_refuses_towers_that_are_not_there(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["summary", "SLIDES", "--communication", "--tower=2"])
-    assert stop.value.code.startswith("error: mesh.tower is 2, but the architecture has 1 tower(s)")
+    assert stop.value.code.startswith("error: --tower is 2, but the architecture has 1 tower(s)")
     assert "Set --tower=1" in stop.value.code
+
+
+@pytest.mark.parametrize("argument", ["--devices=0", "--devices=-2", "--tower=0", "--batch_size=0"])
+def test_the_command_refuses_numbers_below_1(argument, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["summary", "--communication", argument])
+    assert stop.value.code == 2
+    assert "accepted is an integer of at least 1" in capsys.readouterr().err

@@ -195,7 +195,7 @@ def test_the_same_config_resumes(tmp_path):
 def test_a_field_that_only_one_of_the_two_has_is_named(sides, tmp_path):
     both = [alexnet.get_config(), config_with("optimizer", "sgd")]
     now, before = both[::-1] if sides == "now" else both
-    with pytest.raises(UsageError, match="optimizer="):
+    with pytest.raises(UsageError, match=r"holds a run of another version of this program: optimizer="):
         config_lib.check_resumable(now, before, tmp_path)
 
 

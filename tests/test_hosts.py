@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import hosts, loop
@@ -195,6 +196,28 @@ def test_sigterm_to_one_process_stops_both_at_the_same_step(asked, two_devices, 
 
 
 @pytest.mark.slow
+def test_a_picture_that_one_process_cannot_read_ends_both(data_dir, tmp_path):
+    """The survey reads every picture before training: this one breaks later."""
+    pictures = tmp_path / "pictures"
+    for split, count in (("train", 64), ("val", 4)):
+        for i in range(count):
+            path = pictures / split / f"class{i % 10}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(path)
+    workdir, arguments = tmp_path / "run", (f"--config.dataset=folder:{pictures}", "--config.batch_size=16")
+    processes = start_two(workdir, data_dir, "--config.eval_batch_size=4", *arguments, "--config.num_steps=2000")
+    wait_for_checkpoint(workdir, processes)
+    for path in pictures.glob("train/class3/*.png"):
+        path.write_text("I am no picture any more")
+    began = time.monotonic()
+    ended = end(processes)
+    assert time.monotonic() - began < 60
+    assert {code for code, *_ in ended} <= {1, -signal.SIGABRT}
+    assert any("does not decode as a picture" in shown for *_, shown in ended)
+    assert any("it stops, and the others with it" in shown for *_, shown in ended)
+
+
+@pytest.mark.slow
 def test_a_workdir_that_is_not_shared_is_refused(data_dir, tmp_path):
     port = free_port()
     processes = [
@@ -213,9 +236,16 @@ def test_a_workdir_that_is_not_shared_is_refused(data_dir, tmp_path):
     assert list(tmp_path.glob("*/*")) == []
 
 
-@pytest.mark.parametrize("port", ["free", "x"])
-def test_a_process_that_finds_nobody_says_so(port):
-    address = f"localhost:{free_port() if port == 'free' else port}"
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("address", ["localhost", "localhost:x", ":12345"])
+def test_a_coordinator_without_host_or_port_is_refused(address, process):
+    with pytest.raises(UsageError) as error, hosts.session(address, 2, process):
+        pytest.fail("started")
+    assert str(error.value).startswith(f"--coordinator is {address}; accepted is HOST:PORT of process 0")
+
+
+def test_a_process_that_finds_nobody_says_so():
+    address = f"localhost:{free_port()}"
     with pytest.raises(UsageError) as error, hosts.session(address, 2, 1, timeout=1):
         pytest.fail("started")
     assert str(error.value).startswith(f"--coordinator is {address}, where process 0 did not answer within 1 s (")
@@ -250,3 +280,17 @@ def test_alone_a_process_agrees_with_itself(tmp_path):
     assert hosts.together(lambda: 3) == hosts.in_turn(lambda: 3) == 3
     with pytest.raises(UsageError, match="own words"):
         hosts.together(lambda: (_ for _ in ()).throw(UsageError("own words")))
+
+
+@pytest.mark.slow
+def test_a_process_that_slurm_starts_alone_still_hears_sigterm(data_dir, tmp_path):
+    job = {
+        "SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1",
+        "SLURM_STEP_NUM_NODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    }  # fmt: skip
+    process = start(tmp_path, data_dir, "--config.num_steps=2000", environment=job)
+    wait_for_checkpoint(tmp_path, [process])
+    process.send_signal(signal.SIGTERM)
+    [(code, shown, errors)] = end([process])
+    assert code == 0, errors
+    assert f"SIGTERM: saved {tmp_path} after step " in shown
