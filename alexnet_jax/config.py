@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_collections
 
 from alexnet_jax import architectures
+from alexnet_jax.files import write_whole
 
 
 class UsageError(ValueError):
@@ -147,9 +148,7 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
 
 def save(config: ml_collections.ConfigDict, path: Path) -> None:
     """Writes the config as JSON, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
 
 
 def load(path: Path) -> ml_collections.ConfigDict:

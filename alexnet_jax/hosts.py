@@ -167,7 +167,7 @@ def together(work):
         error = own
     for process, message in enumerate(gather(str(error) if error else "")):
         if message:
-            raise AgreedError(error or f"process {process} stopped: {message}") from error
+            raise AgreedError(str(error) if error else f"process {process} stopped: {message}") from error
     return result
 
 
@@ -179,7 +179,7 @@ def in_turn(work):
 
 def agree(values: dict[str, object]) -> None:
     """Raises UsageError on all processes unless all have the same values (JSON's types), naming one that differs."""
-    first, *others = map(json.loads, gather(json.dumps(values)))
+    first, *others = map(json.loads, gather(json.dumps(values, default=repr)))
     for process, other in enumerate(others, 1):
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name):

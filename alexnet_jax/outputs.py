@@ -14,6 +14,7 @@ from clu import metric_writers
 from tqdm import tqdm
 
 from alexnet_jax.evaluate import Errors
+from alexnet_jax.files import write_whole
 
 
 class JsonLinesWriter(metric_writers.MetricWriter):
@@ -26,9 +27,7 @@ class JsonLinesWriter(metric_writers.MetricWriter):
     def __init__(self, path: Path, step: int):
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text("".join(line + "\n" for line in lines))
-            partial.replace(path)
+            write_whole(path, "".join(line + "\n" for line in lines))
         self._file = path.open("a", buffering=1)
 
     def write_scalars(self, step, scalars):
@@ -141,9 +140,7 @@ class Journal:
 
 def write_result(workdir: Path, result: dict) -> None:
     """Writes result.json, whole or not at all."""
-    partial = workdir / "result.json.partial"
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.replace(workdir / "result.json")
+    write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def errors_table(title: str, errors: dict[str, Errors]) -> str:

@@ -208,22 +208,6 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_a_save_that_fails_leaves_the_old_config(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
-    config_lib.save(quickstart.get_config(), path)
-
-    def half_of_it(self, text):
-        with self.open("w") as file:
-            file.write(text[: len(text) // 2])
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", half_of_it)
-        with pytest.raises(OSError, match="no space left"):
-            config_lib.save(alexnet.get_config(), path)
-    assert config_lib.load(path).architecture == "QUICKSTART"
-
-
 def test_choices_are_those_of_the_code_that_takes_them():
     for name, choices in (("update_rule", optimizer.RULES), ("mesh.placement", towers.KINDS)):
         assert FIELDS[name].accepted == "one of " + ", ".join(choices)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 # A module imports only from lines above its own; modules of the data path in their own order.
 LEVELS = [
-    {"layers", "architectures"},
+    {"layers", "architectures", "files"},
     {"towers", "augment", "optimizer", "config"},
     {"model", "data", "hosts"},
     {"data.digits", "data.pictures", "data.statistics"},

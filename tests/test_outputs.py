@@ -1,7 +1,6 @@
 """What a run writes and shows: metrics line by line, the result, the closing table."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,21 +78,6 @@ def test_the_result_is_written_whole(tmp_path):
     write_result(tmp_path, result)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_a_result_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    write_result(tmp_path, {"steps": 1})
-
-    def half_of_it(self, text):
-        with self.open("w") as file:
-            file.write(text[: len(text) // 2])
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", half_of_it)
-        with pytest.raises(OSError, match="no space left"):
-            write_result(tmp_path, {"steps": 2})
-    assert json.loads((tmp_path / "result.json").read_text()) == {"steps": 1}
 
 
 def errors(top1, top5, views):

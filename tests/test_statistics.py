@@ -103,23 +103,6 @@ def test_what_is_saved_is_loaded_bit_by_bit(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["statistics.npz"]
 
 
-def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "statistics.npz"
-    an_example(1).save(path)
-
-    def half_of_it(file, **_):
-        file.write(b"PK\x03\x04 half of it")
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(np, "savez", half_of_it)
-        with pytest.raises(OSError, match="no space left"):
-            an_example(2).save(path)
-    np.testing.assert_array_equal(Statistics.load(path).mean_image, an_example(1).mean_image)
-    an_example(3).save(path)
-    np.testing.assert_array_equal(Statistics.load(path).mean_image, an_example(3).mean_image)
-
-
 @pytest.mark.parametrize("wrong", [-1, 3, 1000])
 @pytest.mark.parametrize("place", [0, 63, 64, 69])
 def test_a_label_outside_the_classes_is_named(wrong, place):

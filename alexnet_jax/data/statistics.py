@@ -1,12 +1,14 @@
 """The mean image and the colour PCA of a training set (paper, sections 2 and 4.1)."""
 
 import dataclasses
+import io
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from alexnet_jax.augment import ColorPCA, color_pca_from_sums
+from alexnet_jax.files import write_whole
 
 
 @jax.tree_util.register_dataclass
@@ -20,15 +22,14 @@ class Statistics:
     def save(self, path: Path) -> None:
         """Writes an .npz file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            np.savez(
-                file,
-                mean_image=self.mean_image,
-                eigenvectors=self.pca.eigenvectors,
-                eigenvalues=self.pca.eigenvalues,
-            )
-        partial.replace(path)
+        arrays = io.BytesIO()
+        np.savez(
+            arrays,
+            mean_image=self.mean_image,
+            eigenvectors=self.pca.eigenvectors,
+            eigenvalues=self.pca.eigenvalues,
+        )
+        write_whole(path, arrays.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
