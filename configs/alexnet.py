@@ -39,7 +39,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
     # Learning (section 5)
     config.batch_size = 128
-    config.accumulate = 1  # parts of a batch, one after the other: less memory, the same step
+    config.accumulate = 1  # parts of a batch, one after the other: less memory on an accelerator, the same step
     config.num_epochs = 90
     config.num_steps = 0  # above 0: overrides num_epochs
     config.learning_rate = 0.01

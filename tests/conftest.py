@@ -1,8 +1,12 @@
-"""Eight fake CPU devices, quiet TensorFlow, and the same hypothesis examples every time."""
+"""Eight fake CPU devices, quiet TensorFlow, and the same hypothesis examples every time.
+
+XLA_FLAGS and JAX_PLATFORMS of the environment may ask for other devices.
+"""
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
