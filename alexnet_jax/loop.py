@@ -317,7 +317,7 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
     with hosts.Sigterm() as sigterm:
         errors = {name: run.evaluate(state.params, views=n, interrupted=sigterm.check) for name, n in views.items()}
     if sigterm.came:
-        raise UsageError("SIGTERM came before the evaluation was done. Start it again.")
+        raise hosts.AgreedError("SIGTERM came before the evaluation was done. Start it again.")
     hosts.say(outputs.errors_table(f"{config.architecture}, {run.data.evaluation.name}", errors))
     return errors
 

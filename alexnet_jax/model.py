@@ -4,6 +4,7 @@ Towers are the first axis of every parameter: kernels have shape (T, h, w, C, O/
 dense weights (T, I, O/T), biases (T, O/T). Activations are a list, one array a tower.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -72,11 +73,7 @@ class AlexNet(nn.Module):
                 case ReLU():
                     hs = [nn.relu(h) for h in hs]
                 case LRN():
-                    norm = functools.partial(
-                        layers.local_response_norm,
-                        n=layer.n, k=layer.k, alpha=layer.alpha, beta=layer.beta, average=layer.average,
-                    )  # fmt: skip
-                    hs = [norm(h) for h in hs]
+                    hs = [layers.local_response_norm(h, **dataclasses.asdict(layer)) for h in hs]
                 case MaxPool(size, stride):
                     hs = [layers.max_pool(h, size, stride) for h in hs]
                 case Flatten():

@@ -4,6 +4,8 @@
     python main.py --config=configs/alexnet.py:slides --workdir=/ckpt
     python main.py --config=configs/alexnet.py:large_batch --workdir=/ckpt
 
+The last is for many devices: 4096 pictures a step, LARS, a warm-up.
+
 The paper's result, ILSVRC-2012 validation, ten views: top-1 error 40.7%, top-5 18.2%.
 Not yet run to the end here.
 """
@@ -69,6 +71,9 @@ def get_config(variant: str = "paper") -> ConfigDict:
     if variant == "large_batch":
         config.batch_size = 4096
         config.update_rule = "lars"
+        # Not tried on ImageNet. On the digits (configs/quickstart.py with 512 pictures a step, two epochs of warm-up,
+        # one seed, 2-core CPU, 2026-11-24) the rates 2, 5, 10, 20 and 40 gave top-1 errors of 4.5, 2.7, 9.6, 5.7 and
+        # 90%; the paper's rule at 0.01, without a warm-up, 5.1%.
         config.learning_rate = 5.0
         config.warmup_epochs = 5.0
     return config
