@@ -20,7 +20,6 @@ from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.model import AlexNet
 from alexnet_jax.train import Recipe, init_state, train_step
 
-_MB = 2**20
 # Bytes that a device sends for each byte of its operand, among n devices (a ring; no less is possible).
 _SENT = {
     "all_gather": lambda n: n - 1,
