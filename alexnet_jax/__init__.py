@@ -2,9 +2,8 @@
 
 from alexnet_jax.architectures import (
     LRN,
-    PAPER,
-    QUICKSTART,
-    SLIDES,
+    RBF,
+    AveragePool,
     Conv,
     Dense,
     Dropout,
@@ -12,6 +11,10 @@ from alexnet_jax.architectures import (
     Input,
     MaxPool,
     ReLU,
+    SameMapLRN,
+    Subsample,
+    Tanh,
+    replace,
     with_classes,
     without,
 )
@@ -24,17 +27,40 @@ from alexnet_jax.augment import (
     random_flip,
     ten_crop,
 )
-from alexnet_jax.layers import convolution, local_response_norm, max_pool
+from alexnet_jax.layers import average_pool, convolution, local_response_norm, max_pool, same_map_response_norm
 from alexnet_jax.model import AlexNet
+from alexnet_jax.networks import (
+    CAFFE_ALEXNET,
+    CAFFENET,
+    CIFAR_FOUR_LAYER,
+    LENET5,
+    ONE_GPU,
+    PAPER,
+    QUICKSTART,
+    SIX_CONV,
+    SLIDES,
+    SOURCE_2012,
+    TORCHVISION,
+)
 from alexnet_jax.optimizer import update_rule
 from alexnet_jax.summary import summary
 
 __all__ = [
+    "CAFFENET",
+    "CAFFE_ALEXNET",
+    "CIFAR_FOUR_LAYER",
+    "LENET5",
     "LRN",
+    "ONE_GPU",
     "PAPER",
     "QUICKSTART",
+    "RBF",
+    "SIX_CONV",
     "SLIDES",
+    "SOURCE_2012",
+    "TORCHVISION",
     "AlexNet",
+    "AveragePool",
     "ColorPCA",
     "Conv",
     "Dense",
@@ -43,6 +69,10 @@ __all__ = [
     "Input",
     "MaxPool",
     "ReLU",
+    "SameMapLRN",
+    "Subsample",
+    "Tanh",
+    "average_pool",
     "center_crop",
     "convolution",
     "fit_color_pca",
@@ -51,6 +81,8 @@ __all__ = [
     "pca_jitter",
     "random_crop",
     "random_flip",
+    "replace",
+    "same_map_response_norm",
     "summary",
     "ten_crop",
     "update_rule",

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+MeanAt = Literal["crop", "center"]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,21 @@ def ten_crop(image, size):
     return jnp.concatenate([views, views[:, :, ::-1]])
 
 
+def means(mean_image, size, at: MeanAt):
+    """What to subtract from an image, and then from a crop of it, so that the mean is subtracted once.
+
+    Args:
+      mean_image: (H, W, C) array.
+      size: side of the crops.
+      at: "crop", the mean at the place of each crop (paper); or "center", the mean's central
+        crop wherever the image's crop fell (2012 program).
+
+    Returns:
+      Two arrays to subtract, one of which is 0.
+    """
+    return (mean_image, 0.0) if at == "crop" else (0.0, center_crop(mean_image, size))
+
+
 def _check_fits(image, size):
     if not 0 < size <= min(image.shape[:2]):
         raise ValueError(
@@ -84,7 +101,9 @@ def _check_fits(image, size):
         )
 
 
-def pca_jitter(key, image, pca, std=0.1, *, scale: Literal["eigenvalue", "stdev"] = "eigenvalue"):
+def pca_jitter(
+    key, image, pca, std=0.1, *, scale: Literal["eigenvalue", "stdev"] = "eigenvalue", rescale: bool = False
+):
     """Shifts all pixels of an image along the principal colours, by one draw an image.
 
     [p1 p2 p3] [a1 l1, a2 l2, a3 l3]^T is added to each pixel, a ~ N(0, std^2).
@@ -96,6 +115,8 @@ def pca_jitter(key, image, pca, std=0.1, *, scale: Literal["eigenvalue", "stdev"
       std: standard deviation of a.
       scale: l are the eigenvalues of pixels in [0, 1] (paper), or their square roots,
         the standard deviations (2012 program).
+      rescale: whether the sum is divided by 1 + std (2012 program, on images less their mean), so
+        that shifts by standard deviations leave the scale of the pixels about as it was.
 
     Returns:
       Array of the shape and dtype of image, not clipped.
@@ -109,7 +130,8 @@ def pca_jitter(key, image, pca, std=0.1, *, scale: Literal["eigenvalue", "stdev"
         raise ValueError(f"scale is {scale!r}; accepted are 'eigenvalue' (paper) and 'stdev' (2012 program).")
     spread = pca.eigenvalues if scale == "eigenvalue" else jnp.sqrt(pca.eigenvalues)
     a = std * jax.random.normal(key, (3,))
-    return image + (255 * pca.eigenvectors @ (a * spread)).astype(image.dtype)
+    shifted = image + (255 * pca.eigenvectors @ (a * spread)).astype(image.dtype)
+    return shifted / (1 + std) if rescale else shifted
 
 
 def fit_color_pca(images):

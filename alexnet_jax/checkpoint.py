@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -103,6 +104,19 @@ class Checkpoints:
         restored = self._manager.restore(step, args=items)
         leaves = [restored.state[name] for name in expected]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), restored.notes
+
+    def params(self, step: int) -> tuple[dict, dict]:
+        """The parameters of a step as NumPy arrays, {layer: {name: array}}, of whatever network; and its notes."""
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        stored = self._manager.item_metadata(step).state
+        whole = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for name, a in stored.items()}
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(whole), notes=ocp.args.JsonRestore())
+        restored, params = self._manager.restore(step, args=items), {}
+        for path, array in restored.state.items():
+            if path.startswith("params/"):
+                _, layer, name = path.split("/")
+                params.setdefault(layer, {})[name] = np.asarray(array)
+        return params, restored.notes
 
     def check(self, step: int, like) -> None:
         """Raises UsageError as restore does, without reading the arrays."""

@@ -1,4 +1,4 @@
-"""The commands of `python -m alexnet_jax`: summary, prepare, evaluate."""
+"""The commands of `python -m alexnet_jax`: summary, prepare, evaluate, convert, export."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     summary = commands.add_parser("summary", help="print the table of layers, sizes and parameters")
-    summary.add_argument("architecture", nargs="?", default="PAPER", help="PAPER, SLIDES or QUICKSTART")
+    summary.add_argument("--architecture", default="PAPER", help="PAPER, SLIDES, LENET5, ...; a wrong one lists all")
     summary.add_argument("--batch_size", type=_positive, help="pictures; default 1, for --communication 128")
     summary.add_argument("--communication", action="store_true", help="what devices send each other in a step instead")
     summary.add_argument("--devices", type=_positive, default=2, help="with --communication: how many there are")
@@ -43,6 +43,26 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate.add_argument("--timeout", type=int, default=100, help="seconds until a silent process counts as lost")
     evaluate.set_defaults(run=_evaluate)
 
+    convert = commands.add_parser("convert", help="weights of PyTorch, Caffe or a run, as one .safetensors file")
+    convert.add_argument("source", help=".safetensors, .pth, .pt, .caffemodel, or the workdir of a run")
+    convert.add_argument("dest", help="the .safetensors file to write")
+    convert.add_argument("--mean", help="for a .caffemodel: its .binaryproto; default: the mean colour of ILSVRC-2012")
+    convert.set_defaults(run=_convert)
+
+    export = commands.add_parser("export", help="a network with its weights as one file for serving")
+    network = export.add_mutually_exclusive_group(required=True)
+    network.add_argument("--workdir", help="folder of the run")
+    network.add_argument("--weights", help="or a .safetensors file that convert wrote")
+    export.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
+    export.add_argument("--output", required=True, help="the file to write; for savedmodel the folder")
+    export.add_argument(
+        "--format", choices=("stablehlo", "savedmodel"), default="stablehlo", help="for JAX, or for TensorFlow"
+    )
+    export.add_argument(
+        "--views", type=int, choices=(1, 5, 10), default=1, help="of a picture: 5 are those of 10 that are not mirrored"
+    )
+    export.set_defaults(run=_export)
+
     options = parser.parse_args(arguments)
     # Before TensorFlow is imported, which only reads data here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -64,12 +84,12 @@ def _positive(text):
 
 
 def _summary(options):
-    from alexnet_jax import architectures
+    from alexnet_jax import architectures, networks
     from alexnet_jax.config import UsageError
 
-    if options.architecture not in architectures.NAMED:
-        raise UsageError(f"{options.architecture!r} is no network; accepted are {', '.join(architectures.NAMED)}.")
-    architecture = architectures.NAMED[options.architecture]
+    if options.architecture not in networks.NAMED:
+        raise UsageError(f"{options.architecture!r} is no network; accepted are {', '.join(networks.NAMED)}.")
+    architecture = networks.NAMED[options.architecture]
     if not options.communication:
         from alexnet_jax.summary import summary
 
@@ -110,3 +130,40 @@ def _evaluate(options):
         )
     if options.json:
         hosts.say(json.dumps({name: dataclasses.asdict(e) for name, e in errors.items()}))
+
+
+def _convert(options):
+    from alexnet_jax import convert
+
+    weights = convert.convert(options.source, options.dest, options.mean)
+    print(f"Read: {weights.source}")
+    print(f"Parameters: {sum(a.size for layer in weights.params.values() for a in layer.values()):,}")
+    print(f"Classes: {weights.classes}")
+    print(f"Pictures: {weights.preprocessing}")
+    print(f"Wrote: {options.dest}")
+
+
+def _export(options):
+    import jax
+
+    from alexnet_jax import convert, data, export
+    from alexnet_jax.config import UsageError
+
+    if options.weights and options.checkpoint != "last":
+        raise UsageError(f"{options.weights} is no run, and has no {options.checkpoint} checkpoint. Give a --workdir.")
+    # Nothing here needs the accelerator, whose memory another program may have.
+    jax.config.update("jax_platforms", "cpu")
+    if options.format == "savedmodel":
+        data.hide_accelerators_from_tensorflow()
+    path = export.check_path(options.output, options.format)
+    weights = export.of_run(options.workdir, options.checkpoint) if options.workdir else convert.read(options.weights)
+    export.export(weights, path, format=options.format, views=options.views)
+    files = [file for file in (path, *path.rglob("*")) if file.is_file()]
+    print(f"Read: {weights.source}")
+    print(f"Wrote: {path} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)")
+    shape = ", ".join(map(str, weights.mean_image.shape))
+    print(f"Input: images (n, {shape}) uint8: {weights.preprocessing}")
+    print(f"Output: probabilities (n, {weights.architecture[-1].units}) float32; views of a picture: {options.views}")
+    print(f"Classes: {weights.classes}")
+    print("Checked: of random pictures, one and three at a time, it gives the network's own probabilities")
+    print(f"To use it: {export.LOADING[options.format].format(path=str(path))}")

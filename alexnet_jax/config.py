@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ml_collections
 
-from alexnet_jax import architectures
+from alexnet_jax import architectures, networks
 from alexnet_jax.files import write_whole
 
 
@@ -36,6 +36,22 @@ _ABOVE_ZERO = Field(float, "a number above 0", lambda value: value > 0)
 _AT_LEAST_ZERO = Field(float, "a number of at least 0", lambda value: value >= 0)
 _TEXT = Field(str, "text")
 _FLAG = Field(bool, "True or False")
+_SCHEDULE = Field(
+    tuple,
+    "a tuple of (epoch, layer, rate), such as ((25, '*', 0.001), (67, 'conv1', 0.0)), with '*' for all layers "
+    "that are not named, epochs and rates of at least 0, in the order of the epochs",
+    lambda value: _is_schedule(value),
+)
+
+
+def _is_schedule(value: tuple) -> bool:
+    if not all(isinstance(entry, tuple) and len(entry) == 3 for entry in value):
+        return False
+    numbers = [number for epoch, _, rate in value for number in (epoch, rate)]
+    if not all(type(number) in (int, float) and number >= 0 for number in numbers):
+        return False
+    epochs = [epoch for epoch, _, _ in value]
+    return all(isinstance(layer, str) for _, layer, _ in value) and epochs == sorted(epochs)
 
 
 def _free(field: Field) -> Field:
@@ -51,23 +67,29 @@ FIELDS = {
     "eval_split": _TEXT,
     "image_size": _POSITIVE,
     "num_classes": _NOT_NEGATIVE,
-    "architecture": _one_of(*architectures.NAMED),
+    "architecture": _one_of(*networks.NAMED),
     "dtype": _one_of("float32", "bfloat16"),
+    "pretrained": _TEXT,
     "seed": _NOT_NEGATIVE,
     "batch_size": _POSITIVE,
     "num_epochs": _free(_POSITIVE),
     "num_steps": _free(_NOT_NEGATIVE),
+    "mean_at": _one_of("crop", "center"),
     "augment.crop": _FLAG,
     "augment.flip": _FLAG,
+    "augment.group": _POSITIVE,
     "augment.pca_std": _AT_LEAST_ZERO,
     "augment.pca_scale": _one_of("eigenvalue", "stdev"),
+    "augment.pca_rescale": _FLAG,
+    "augment.pca_epochs": _AT_LEAST_ZERO,
     "accumulate": _free(_POSITIVE),
     "learning_rate": _ABOVE_ZERO,
     "rate_batch_size": _NOT_NEGATIVE,
     "warmup_epochs": _AT_LEAST_ZERO,
     "momentum": _SHARE,
     "weight_decay": _AT_LEAST_ZERO,
-    "update_rule": _one_of("decoupled", "paper", "lars"),
+    "update_rule": _one_of("decoupled", "paper", "source2012", "lars"),
+    "schedule": _SCHEDULE,
     "plateau.factor": Field(float, "a number between 0 and 1", lambda value: 0 < value < 1),
     "plateau.patience": _POSITIVE,
     "plateau.drops": _NOT_NEGATIVE,
@@ -91,12 +113,20 @@ def check(config: ml_collections.ConfigDict) -> None:
         if name not in values:
             raise UsageError(f"config lacks the field {name!r} ({field.accepted}). Start from configs/alexnet.py.")
         check_value(name, values[name])
-    size = architectures.NAMED[config.architecture][0].size
+    architecture = networks.NAMED[config.architecture]
+    size = architecture[0].size
     if config.image_size < size:
         raise UsageError(
             f"config.image_size is {config.image_size}; accepted is {size}, the input of "
             f"{config.architecture}, or more. Set --config.image_size={size} or choose another architecture."
         )
+    weighted = architectures.weighted(architecture)
+    for _, layer, _ in config.schedule:
+        if layer not in ("*", *weighted):
+            raise UsageError(
+                f"config.schedule names the layer {layer!r}; accepted are '*' and the layers of {config.architecture} "
+                f"that have weights, {', '.join(weighted)}. Correct that entry."
+            )
 
 
 def check_name(name: str) -> None:
@@ -153,4 +183,11 @@ def save(config: ml_collections.ConfigDict, path: Path) -> None:
 
 def load(path: Path) -> ml_collections.ConfigDict:
     """Reads what save wrote."""
-    return ml_collections.ConfigDict(json.loads(path.read_text()))
+    return ml_collections.ConfigDict(_with_tuples(json.loads(path.read_text())))
+
+
+def _with_tuples(value):
+    """JSON has no tuples: its lists are the config's."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(inner) for name, inner in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

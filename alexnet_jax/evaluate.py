@@ -26,7 +26,9 @@ class Errors:
     views: int
 
 
-def evaluate(params, source, statistics, *, network, batch_size, views=1, interrupted=lambda: False) -> Errors | None:
+def evaluate(
+    params, source, statistics, *, network, batch_size, views=1, mean_at="crop", interrupted=lambda: False
+) -> Errors | None:
     """Evaluates a network on each example of a source exactly once.
 
     Args:
@@ -35,7 +37,7 @@ def evaluate(params, source, statistics, *, network, batch_size, views=1, interr
       statistics: Statistics of the training split; its mean image is subtracted.
       network: AlexNet with a placement on real devices.
       batch_size: pictures at a time, over all devices; a multiple of the devices that share a batch.
-      views: as in predict.
+      views, mean_at: as in predict.
       interrupted: asked before each batch; True if evaluation shall be given up, the result is then None.
     """
     image_size = statistics.mean_image.shape[0]
@@ -46,7 +48,9 @@ def evaluate(params, source, statistics, *, network, batch_size, views=1, interr
         if interrupted():
             return None
         batch = placement.put(batch, batch_size)
-        running.append(count_errors(params, batch, statistics.mean_image, network=network, views=views))
+        running.append(
+            count_errors(params, batch, statistics.mean_image, network=network, views=views, mean_at=mean_at)
+        )
         if len(running) > 1:  # fetched one batch late, so that the device never waits for it
             total.update(_numbers(running.pop(0)))
     for counts in running:
@@ -62,21 +66,23 @@ def evaluate(params, source, statistics, *, network, batch_size, views=1, interr
     )
 
 
-@functools.partial(jax.jit, static_argnames=("network", "views"))
-def count_errors(params, batch, mean_image, *, network: AlexNet, views: int):
+@functools.partial(jax.jit, static_argnames=("network", "views", "mean_at"))
+def count_errors(params, batch, mean_image, *, network: AlexNet, views: int, mean_at: augment.MeanAt):
     """Sums over the unmasked pictures of a batch: top1_wrong, top5_wrong, loss, examples.
 
     Args:
       params: tree of parameters.
       batch: image (N, S, S, 3) uint8, label (N,) int32, mask (N,) bool; N as the placement spreads it.
       mean_image: (S, S, 3) float32.
-      network, views: as in evaluate.
+      network, views, mean_at: as in evaluate.
     """
 
     placement = network.placement
 
     def on_device(params, batch, mean_image):
-        probabilities = predict(params, batch["image"], mean_image, network=network, views=views)  # (N, K)
+        probabilities = predict(
+            params, batch["image"], mean_image, network=network, views=views, mean_at=mean_at
+        )  # (N, K)
         labels, mask = batch["label"], batch["mask"]
         _, best = lax.top_k(probabilities, min(5, probabilities.shape[-1]))  # (N, 5)
         hit = best == labels[:, None]
@@ -94,35 +100,39 @@ def count_errors(params, batch, mean_image, *, network: AlexNet, views: int):
     return towers.spread(on_device, placement.mesh, in_specs, P())(params, batch, mean_image)
 
 
-def predict(params, images, mean_image, *, network: AlexNet, views: int):
+def predict(params, images, mean_image, *, network: AlexNet, views: int, mean_at: augment.MeanAt = "crop"):
     """Class probabilities of a batch of pictures.
 
     Args:
       params: tree of parameters.
       images: (N, S, S, 3), pixels in 0..255.
-      mean_image: (S, S, 3) float32; each view subtracts the mean at its own place.
+      mean_image: (S, S, 3) float32.
       network: AlexNet.
       views: 1, the central crop; 10, the average of the softmax outputs of ten_crop's views
         (the paper's test); or 5, of those that are not mirrored.
+      mean_at: as in augment.means.
 
     Returns:
       (N, K) float32.
     """
     size = network.architecture[0].size
-    centered = images.astype(jnp.float32) - mean_image  # (N, S, S, 3)
+    of_image, of_crop = augment.means(mean_image, size, mean_at)
+    images = images.astype(jnp.float32) - of_image  # (N, S, S, 3)
 
     def probabilities(crops):
-        return jax.nn.softmax(network.apply({"params": params}, crops))
+        return jax.nn.softmax(network.apply({"params": params}, crops - of_crop))
 
     if views == 1:
-        return probabilities(jax.vmap(functools.partial(augment.center_crop, size=size))(centered))
-    crops = jax.vmap(functools.partial(augment.ten_crop, size=size), out_axes=1)(centered)  # (10, N, size, size, 3)
+        return probabilities(jax.vmap(functools.partial(augment.center_crop, size=size))(images))
+    crops = jax.vmap(functools.partial(augment.ten_crop, size=size), out_axes=1)(images)  # (10, N, size, size, 3)
     # One view after the other, so that the activations need the memory of one.
     return lax.map(probabilities, crops[:views]).mean(0)
 
 
-def cross_entropy(logits, labels):
-    """(N,) losses in nats of (N, K) logits and (N,) labels."""
+def cross_entropy(logits, labels, rubbish: float | None = None):
+    """(N,) losses in nats of (N, K) logits and (N,) labels; `rubbish` as in architectures.RBF."""
+    if rubbish is not None:
+        logits = jnp.pad(logits, ((0, 0), (0, 1)), constant_values=-rubbish)  # (N, K + 1)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

@@ -38,23 +38,36 @@ def convolution(x, kernel, *, stride=1, padding=0):
     )
 
 
-def max_pool(x, size=3, stride=2):
+def max_pool(x, size=3, stride=2, *, round_up=False):
     """Takes the maximum over square windows; they overlap when stride < size.
 
     Args:
       x: (N, H, W, C) floating-point array.
       size: side of a window, the paper's z, in pixels.
       stride: distance between neighbouring windows, the paper's s, in pixels.
+      round_up: whether rows and columns that fill no whole window get a window of
+        their own, of the pixels that are there (the 2012 program), or are left out.
 
     Returns:
-      (N, (H - size) // stride + 1, (W - size) // stride + 1, C), dtype of x.
-      Rows and columns that fill no whole window are left out.
+      (N, H', W', C), dtype of x, with H' = (H - size) / stride + 1, rounded.
 
     Source: paper, section 3.4.
     """
-    window, strides = (1, size, size, 1), (1, stride, stride, 1)
     # A Python scalar keeps JAX's recognition of a maximum, which has a gradient.
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, "VALID")
+    return lax.reduce_window(x, -jnp.inf, lax.max, *_windows(x, size, stride, round_up))
+
+
+def average_pool(x, size=3, stride=2, *, round_up=False):
+    """Takes the mean over square windows, of those pixels that are there; arguments as in max_pool."""
+    windows = _windows(x, size, stride, round_up)
+    pixels = lax.reduce_window(jnp.ones((1, *x.shape[1:3], 1), x.dtype), 0.0, lax.add, *windows)
+    return lax.reduce_window(x, 0.0, lax.add, *windows) / pixels
+
+
+def _windows(x, size, stride, round_up):
+    """Size, strides and padding of the windows of a pool."""
+    beyond = [max(0, -(-(side - size) // stride) * stride + size - side) if round_up else 0 for side in x.shape[1:3]]
+    return (1, size, size, 1), (1, stride, stride, 1), [(0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0)]
 
 
 @functools.partial(jax.jit, static_argnames=("n", "k", "alpha", "beta", "average"))
@@ -85,40 +98,66 @@ def local_response_norm(x, n=5, k=2.0, alpha=1e-4, beta=0.75, *, average=False):
     """
     if n < 1 or n % 2 == 0:
         raise ValueError(f"n is {n}; the window of maps must be a positive odd number, such as 5.")
-    return _lrn(x, n, k, alpha / n if average else alpha, beta)
+    return _lrn(x, (n,), k, alpha / n if average else alpha, beta)
+
+
+@functools.partial(jax.jit, static_argnames=("n", "k", "alpha", "beta"))
+def same_map_response_norm(x, n=5, k=1.0, alpha=1e-3, beta=0.75):
+    """Divides each activity by a power of the energy around it in its own map.
+
+    b = a / (k + alpha * mean of a^2 over the n x n window around it)^beta
+
+    The mean counts pixels beyond the edge of the map as zeros.
+
+    Args:
+      x: (N, H, W, C) floating-point array, computed as in local_response_norm.
+      n: side of the window in pixels; odd.
+      k, alpha, beta: constants of the formula.
+
+    Returns:
+      Array of the shape and dtype of x.
+
+    Raises:
+      ValueError: if n is not a positive odd number.
+
+    Source: the 2012 program's "rnorm", after conv2; the paper does not have it.
+    """
+    if n < 1 or n % 2 == 0:
+        raise ValueError(f"n is {n}; the side of the window must be a positive odd number, such as 5.")
+    return _lrn(x, (n, n, 1), k, alpha / n**2, beta)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _lrn(x, n, k, alpha, beta):
-    return _lrn_forward(x, n, k, alpha, beta)[0]
+def _lrn(x, window, k, alpha, beta):
+    """The norm over a window of the last axes."""
+    return _lrn_forward(x, window, k, alpha, beta)[0]
 
 
-def _lrn_forward(x, n, k, alpha, beta):
+def _lrn_forward(x, window, k, alpha, beta):
     a = _at_least_float32(x)
-    d = k + alpha * _window_sum(a * a, n)
+    d = k + alpha * _window_sum(a * a, window)
     # Only x is kept for the gradient: to compute d again costs less than to store it.
     return (a * _power(d, -beta)).astype(x.dtype), x
 
 
-def _lrn_backward(n, k, alpha, beta, x, g):
+def _lrn_backward(window, k, alpha, beta, x, g):
     # dL/da_i = g_i d_i^-beta - 2 alpha beta a_i * sum over windows that hold i of g_j a_j d_j^(-beta-1);
     # the windows are symmetric, so those that hold i are centred in window(i).
     a, g32 = _at_least_float32(x), _at_least_float32(g)
-    d = k + alpha * _window_sum(a * a, n)
+    d = k + alpha * _window_sum(a * a, window)
     scale = _power(d, -beta)
-    dx = g32 * scale - 2 * alpha * beta * a * _window_sum(g32 * a * scale / d, n)
+    dx = g32 * scale - 2 * alpha * beta * a * _window_sum(g32 * a * scale / d, window)
     return (dx.astype(x.dtype),)
 
 
 _lrn.defvjp(_lrn_forward, _lrn_backward)
 
 
-def _window_sum(x, n):
-    """Sums n neighbours along the last axis, clipped at its ends."""
-    window = (1,) * (x.ndim - 1) + (n,)
+def _window_sum(x, window):
+    """Sums the neighbours along the last axes, clipped at their ends."""
+    window = (1,) * (x.ndim - len(window)) + window
     # 0.0 as a Python scalar, for the same reason as in max_pool.
-    padding = [(0, 0)] * (x.ndim - 1) + [(n // 2, n // 2)]
-    return lax.reduce_window(x, 0.0, lax.add, window, (1,) * x.ndim, padding)
+    return lax.reduce_window(x, 0.0, lax.add, window, (1,) * x.ndim, [(n // 2, n // 2) for n in window])
 
 
 def _power(d, exponent):

@@ -12,7 +12,7 @@ from clu import parameter_overview, periodic_actions
 from jax.sharding import PartitionSpec
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import hosts, outputs
+from alexnet_jax import convert, hosts, outputs
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import UsageError
 from alexnet_jax.data import batches, sources, survey
@@ -23,6 +23,8 @@ from alexnet_jax.train import (
     Recipe,
     TrainState,
     adjust_rate,
+    check_pretrained,
+    copy_pretrained,
     gradient_norm,
     init_state,
     place,
@@ -41,6 +43,7 @@ class Run:
     data: sources.Dataset
     statistics: Statistics | None  # None only within set_up
     stop: int  # steps
+    pretrained: dict | None = None  # parameters to begin with, all but the last layer's
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch ends within this step."""
@@ -73,6 +76,7 @@ class Run:
             network=self.recipe.network,
             batch_size=self.config.eval_batch_size,
             views=views,
+            mean_at=self.recipe.mean_at,
             interrupted=interrupted,
         )
 
@@ -101,12 +105,14 @@ def set_up(config, workdir: Path, *, training: bool = True) -> Run:
     with Checkpoints(workdir) as checkpoints:
         if (step := checkpoints.latest_step()) is not None:
             checkpoints.check(step, run.abstract_state())
+    begins = training and step is None
+    pretrained = hosts.together(lambda: _read_pretrained(run)) if begins and config.pretrained else None
     statistics = _read_statistics(run)
     if training and jax.process_index() == 0:
         config_lib.save(config, workdir / "config.json")
     # Once and for all on every device, not anew with each batch.
     statistics = jax.device_put(statistics, run.recipe.network.placement.sharding(PartitionSpec()))
-    return dataclasses.replace(run, statistics=statistics)
+    return dataclasses.replace(run, statistics=statistics, pretrained=pretrained)
 
 
 def _open(config, workdir, training):
@@ -134,6 +140,12 @@ def _open(config, workdir, training):
         )
     recipe = Recipe.from_config(config, num_classes, len(data.train), placement)
     return Run(config, workdir, recipe, data, None, _num_steps(config, len(data.train)))
+
+
+def _read_pretrained(run):
+    params = convert.read(run.config.pretrained).params
+    check_pretrained(params, run.recipe)
+    return params
 
 
 def _num_steps(config, examples):
@@ -179,6 +191,10 @@ def train(config, workdir) -> dict:
         start = checkpoints.latest_step()
         if start is None:
             state, notes = init_state(recipe=run.recipe), {"seconds": 0.0, "validation_due": False}
+            if run.pretrained is not None:
+                state = copy_pretrained(state, run.pretrained, run.recipe)
+                run = dataclasses.replace(run, pretrained=None)  # and let go of them
+                hosts.say(f"Copied all layers but the last from {config.pretrained}.")
             if jax.process_index() == 0:
                 overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
                 logging.info("Parameters:\n%s", overview)
@@ -237,7 +253,11 @@ def fit(
                     # A last step within an epoch leaves the rate alone, so that a run which is extended
                     # later takes the same steps as one that was as long from the start.
                     state, errors = validate(run, state, progress, writer, sigterm, adjust=ends_epoch)
-                notes = {"seconds": time.monotonic() - began, "validation_due": ends_epoch and errors is None}
+                notes = {
+                    "seconds": time.monotonic() - began,
+                    "validation_due": ends_epoch and errors is None,
+                    "num_classes": run.recipe.network.architecture[-1].units,
+                }
                 checkpoints.save(state, error=errors and errors.top1_error, notes=notes)
             if sigterm.came:
                 break

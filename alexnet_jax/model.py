@@ -13,7 +13,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax import architectures, layers, towers
-from alexnet_jax.architectures import LRN, Conv, Dense, Dropout, Flatten, Input, MaxPool, ReLU
+from alexnet_jax.architectures import (
+    LRN,
+    RBF,
+    WEIGHTED,
+    AveragePool,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    Input,
+    MaxPool,
+    ReLU,
+    SameMapLRN,
+    Subsample,
+    Tanh,
+)
 
 
 class AlexNet(nn.Module):
@@ -35,8 +50,9 @@ class AlexNet(nn.Module):
 
         Args:
           images: (N, H, W, channels), H = W = the architecture's input size; pixels in 0..255,
-            float with the mean subtracted (uint8 is accepted and taken as it is). Under
-            towers.spread these are the device's own pictures, and so are the logits.
+            float with the mean subtracted (uint8 is accepted and taken as it is). A network of
+            one channel also takes three. Under towers.spread these are the device's own
+            pictures, and so are the logits.
           train: whether units drop out; needs `rngs={"dropout": key}`.
           index: (N,) integers that name the examples: a mask is drawn from (key, layer,
             index, tower), so that it does not depend on the number of devices. Default: 0..N-1,
@@ -50,17 +66,15 @@ class AlexNet(nn.Module):
           ValueError: if the architecture is none (architectures.check) or the images do not have its size.
         """
         architectures.check(self.architecture)
-        size, channels = self.architecture[0].size, self.architecture[0].channels
-        if images.shape[1:] != (size, size, channels):
-            raise ValueError(f"images have shape {images.shape}; this network takes (N, {size}, {size}, {channels}).")
         place, count = self.placement, architectures.towers_of(self.architecture)
         index = jnp.arange(images.shape[0]) if index is None else index
 
-        hs = [images.astype(self.dtype)] * (count // place.copies)  # each tower sees the picture
+        hs = []  # one array a tower on this device
         split = False  # whether hs are all pictures at this device's neurons (one weird trick)
         for name, layer in zip(architectures.layer_names(self.architecture), self.architecture, strict=True):
             match layer:
                 case Input():
+                    hs = [_picture(images, layer).astype(self.dtype)] * (count // place.copies)  # each tower sees it
                     continue
                 case Conv() | Dense():
                     local, outputs = place.local_shape(layer, count)
@@ -70,12 +84,24 @@ class AlexNet(nn.Module):
                             joined = place.join(hs, before, split)
                         hs = [joined] * local if layer.sees == "all" else jnp.split(joined, local, -1)
                     hs = _Weights(layer, local, outputs, self.dtype, name=name)(hs)
+                case Subsample():
+                    hs = _Subsample(layer, self.dtype, name=name)(hs)
                 case ReLU():
                     hs = [nn.relu(h) for h in hs]
+                case Tanh(amplitude, slope):
+                    hs = [amplitude * jnp.tanh(slope * h) for h in hs]
+                case LRN(sees="all"):
+                    with jax.named_scope(f"into_{name}"):
+                        joined = place.join(hs, False, False)
+                    hs = place.own(_normalized(joined, layer), len(hs))
                 case LRN():
-                    hs = [layers.local_response_norm(h, **dataclasses.asdict(layer)) for h in hs]
-                case MaxPool(size, stride):
-                    hs = [layers.max_pool(h, size, stride) for h in hs]
+                    hs = [_normalized(h, layer) for h in hs]
+                case SameMapLRN():
+                    hs = [layers.same_map_response_norm(h, **dataclasses.asdict(layer)) for h in hs]
+                case MaxPool(size, stride, round_up):
+                    hs = [layers.max_pool(h, size, stride, round_up=round_up) for h in hs]
+                case AveragePool(size, stride, round_up):
+                    hs = [layers.average_pool(h, size, stride, round_up=round_up) for h in hs]
                 case Flatten():
                     hs = [h.reshape(h.shape[0], -1) for h in hs]  # (N, H W C)
                 case Dropout() if train:
@@ -86,6 +112,8 @@ class AlexNet(nn.Module):
                     hs = [_drop(key, examples, tower + t, neurons, h, layer) for t, h in enumerate(hs)]
                 case Dropout(rescale=False):
                     hs = [h * (1 - layer.rate) for h in hs]
+                case RBF():
+                    hs, split = [_minus_distances(place.join(hs, split, False), layer)], False
             self.sow("intermediates", f"{name}_output", towers.concatenate(hs))
         with jax.named_scope("into_logits"):
             logits = place.join(hs, split, False)
@@ -98,7 +126,7 @@ def param_specs(network: AlexNet) -> dict[str, dict[str, jax.sharding.PartitionS
     layers_by_name = zip(architectures.layer_names(network.architecture), network.architecture, strict=True)
     count = architectures.towers_of(network.architecture)
     return {
-        name: network.placement.specs(layer, count) for name, layer in layers_by_name if isinstance(layer, Conv | Dense)
+        name: network.placement.specs(layer, count) for name, layer in layers_by_name if isinstance(layer, WEIGHTED)
     }
 
 
@@ -112,15 +140,61 @@ class _Weights(nn.Module):
 
     @nn.compact
     def __call__(self, hs):
-        layer = self.layer
+        layer, inputs = self.layer, hs[0].shape[-1]
         window = (layer.size, layer.size) if isinstance(layer, Conv) else ()
-        shape = (self.local, *window, hs[0].shape[-1], self.outputs)
+        shape = (self.local, *window, inputs, self.outputs)
+        if tabled := isinstance(layer, Conv) and layer.table is not None:
+            seen = [(i, o) for o, entry in enumerate(layer.table) for i in entry]
+            shape = (self.local, *window, len(seen))  # a kernel for each connection that there is
         kernel = self.param("kernel", nn.initializers.normal(layer.std), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.constant(layer.bias), (self.local, self.outputs)).astype(self.dtype)
+        if tabled:
+            whole = jnp.zeros((self.local, *window, inputs, self.outputs), self.dtype)
+            kernel = whole.at[..., *jnp.array(seen).T].set(kernel)
         if isinstance(layer, Dense):
             return [h @ kernel[t] + bias[t] for t, h in enumerate(hs)]  # (N, units/T)
         convolve = functools.partial(layers.convolution, stride=layer.stride, padding=layer.padding)
         return [convolve(h, kernel[t]) + bias[t] for t, h in enumerate(hs)]  # (N, H', W', maps/T)
+
+
+class _Subsample(nn.Module):
+    """A Subsample layer of the towers on this device."""
+
+    layer: Subsample
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hs):
+        shape = (len(hs), hs[0].shape[-1])  # a weight and a bias a map
+        kernel = self.param("kernel", nn.initializers.ones, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
+        size = self.layer.size
+        return [kernel[t] * layers.average_pool(h, size, size) + bias[t] for t, h in enumerate(hs)]
+
+
+def _picture(images, layer):
+    """The images as the first layer sees them: its number of channels, its scale."""
+    accepted = (layer.size, layer.size, layer.channels)
+    if layer.channels == 1 and images.shape[1:] == (layer.size, layer.size, 3):
+        images = images.astype(jnp.float32).mean(-1, keepdims=True)
+    if images.shape[1:] != accepted:
+        raise ValueError(
+            f"images have shape {images.shape}; this network takes (N, {', '.join(map(str, accepted))})"
+            + (" or three channels, of which it sees the mean." if layer.channels == 1 else ".")
+        )
+    return images if layer.scale == 1 else images * jnp.asarray(layer.scale, jnp.float32)
+
+
+def _normalized(h, layer):
+    fields = dataclasses.asdict(layer)
+    del fields["sees"]
+    return layers.local_response_norm(h, **fields)
+
+
+def _minus_distances(h, layer):
+    """(N, I) -> (N, K): minus the squared distances to the codes."""
+    codes = jnp.array([[1 if pixel == "#" else -1 for pixel in code] for code in layer.codes], h.dtype)  # (K, I)
+    return -jnp.square(h[:, None] - codes).sum(-1)
 
 
 def _drop(key, index, tower, neurons, h, layer):

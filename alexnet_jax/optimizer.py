@@ -4,20 +4,25 @@ import functools
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
-Rule = Literal["decoupled", "paper", "lars"]
+Rule = Literal["decoupled", "paper", "source2012", "lars"]
 RULES = get_args(Rule)
+BIAS = 2.0  # the rate of the 2012 program's biases, by that of its weights at the start
 TRUST = 0.001  # share of a kernel's norm that LARS moves at the rate 1
 
 
-def update_rule(rule: Rule, rate, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """Stochastic gradient descent with momentum, at one rate.
+def update_rule(
+    rule: Rule, rate, *, momentum: float, weight_decay: float, bias_rate=None
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent with momentum.
 
     With the rate eps, the gradient g of the batch's mean loss, weights w and velocity v:
 
       "paper"      v <- momentum v - weight_decay eps w - eps g
                    w <- w + v
+      "source2012" as "paper", but biases have no weight decay, and twice the rate
       "decoupled"  v <- momentum v - eps g
                    w <- w + v - eps weight_decay / (1 - momentum) w
       "lars"       v <- momentum v - eps r (g + weight_decay w)
@@ -25,55 +30,68 @@ def update_rule(rule: Rule, rate, *, momentum: float, weight_decay: float) -> op
                    biases have no weight decay and r = 0.001, so that eps = 10 moves them as
                    the paper's 0.01 does
 
-    The first two remove the same share of a weight over time: the paper's decay passes through
-    the velocity, which multiplies it by 1 / (1 - momentum). eps is inside the velocity,
+    "paper" and "decoupled" remove the same share of a weight over time: the paper's decay passes
+    through the velocity, which multiplies it by 1 / (1 - momentum). eps is inside the velocity,
     so that after a drop of eps the velocity still carries steps of the old one, which
-    `optax.sgd` does not do. "lars" is optax.lars, for large batches (You, Gitman, Ginsburg 2017).
+    `optax.sgd` does not do. "lars" is that of You, Gitman and Ginsburg (2017), for large batches.
 
-    The rate is an ordinary number or a traced array: the chain's state does not depend
-    on it, so a step may build the chain anew at each rate.
+    Rates are ordinary numbers or traced arrays: the chain's state does not depend on them, so
+    a step may build the chain anew at each rate. What has the rate 0 stands still, whatever its
+    velocity, as in the 2012 program.
 
     Args:
-      rule: "decoupled", "paper" or "lars".
-      rate: eps, a scalar.
+      rule: "decoupled", "paper", "source2012" or "lars".
+      rate: eps, a scalar; or a tree of scalars, one for each layer: {"conv1": 0.001, ...}.
       momentum: in [0, 1).
       weight_decay: the paper's 0.0005.
+      bias_rate: of the biases, as `rate`; None for the rule's own.
 
     Raises:
       ValueError: for another rule.
     """
+    kernels, biases = functools.partial(_named, "kernel"), functools.partial(_named, "bias")
+    if bias_rate is None:
+        bias_rate = jax.tree.map(lambda eps: BIAS * eps, rate) if rule == "source2012" else rate
+
+    def with_rates(f):
+        """A link f(eps, update, weight) of the chain, for each array."""
+
+        def update(updates, params):
+            eps = jax.tree.map(
+                lambda bias, of_bias, of_kernel: of_bias if bias else of_kernel,
+                biases(updates),
+                jax.tree.broadcast(bias_rate, updates),
+                jax.tree.broadcast(rate, updates),
+            )
+            return jax.tree.map(f, eps, updates, params)
+
+        return optax.stateless(update)
+
+    descend = with_rates(lambda eps, u, w: -eps * u)
+    stand_still = with_rates(lambda eps, u, w: jnp.where(eps == 0, 0, u))
     match rule:
-        case "paper":
-            return optax.chain(
-                optax.add_decayed_weights(weight_decay),
-                optax.scale_by_learning_rate(rate),
-                optax.trace(momentum),
-            )
+        case "paper" | "source2012":
+            decayed = kernels if rule == "source2012" else None
+            links = optax.add_decayed_weights(weight_decay, decayed), descend, optax.trace(momentum)
         case "decoupled":
-            return optax.chain(
-                optax.scale_by_learning_rate(rate),
-                optax.trace(momentum),
-                optax.add_decayed_weights(-rate * weight_decay / (1 - momentum)),
-            )
-        case "lars":
-            kernels, biases = functools.partial(_named, "kernel"), functools.partial(_named, "bias")
-            return optax.chain(
+            shrink = with_rates(lambda eps, u, w: u - eps * weight_decay / (1 - momentum) * w)
+            links = descend, optax.trace(momentum), shrink
+        case "lars":  # optax.lars, whose rate is one number
+            links = (
                 optax.masked(optax.scale(TRUST), biases),
-                optax.lars(
-                    rate,
-                    weight_decay,
-                    weight_decay_mask=kernels,
-                    trust_coefficient=TRUST,
-                    trust_ratio_mask=kernels,
-                    momentum=momentum,
-                ),
+                optax.add_decayed_weights(weight_decay, kernels),
+                optax.masked(optax.scale_by_trust_ratio(trust_coefficient=TRUST), kernels),
+                descend,
+                optax.trace(momentum),
             )
-    raise ValueError(f"update_rule is {rule!r}; accepted are {', '.join(map(repr, RULES))}.")
+        case _:
+            raise ValueError(f"update_rule is {rule!r}; accepted are {', '.join(map(repr, RULES))}.")
+    return optax.chain(*links, stand_still)
 
 
 def _named(name, params):
     """Which of the parameters have a name."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == name, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(path) and path[-1].key == name, params)
 
 
 def warmup(steps: int) -> optax.Schedule:

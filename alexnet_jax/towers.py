@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.architectures import Architecture, Conv, Dense, towers_of, width
+from alexnet_jax.architectures import Architecture, Conv, Dense, Subsample, towers_of, width
 
 DATA, TOWER = "data", "tower"
 Kind = Literal["towers", "weird_trick"]
@@ -71,7 +71,7 @@ class Placement:
             and width(layer, towers) % self.mesh.shape[DATA] == 0
         )
 
-    def specs(self, layer: Conv | Dense, towers: int) -> dict[str, P]:
+    def specs(self, layer: Conv | Dense | Subsample, towers: int) -> dict[str, P]:
         """How the parameters of a layer are spread: kernel (T, ..., O/T) and bias (T, O/T)."""
         if self.kind == "towers":
             return {"kernel": P(TOWER), "bias": P(TOWER)}
@@ -103,6 +103,12 @@ class Placement:
                 return gather_neurons(hs)
             case True, False:
                 return scatter_rows(hs)
+
+    def own(self, joined, local: int):
+        """This device's towers of an array that holds all towers: a list of `local` arrays (N, ..., C/T)."""
+        width = joined.shape[-1] // (self.copies * local)
+        first = lax.axis_index(TOWER) * local if self.copies > 1 else 0
+        return [lax.dynamic_slice_in_dim(joined, (first + t) * width, width, axis=-1) for t in range(local)]
 
     def neurons(self, hs, split: bool):
         """Which neurons hs are: the number of the first tower, the first neuron in a tower, and a tower's neurons."""

@@ -6,11 +6,12 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import architectures, augment, optimizer, towers
+from alexnet_jax import architectures, augment, networks, optimizer, towers
 from alexnet_jax.config import UsageError
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.evaluate import cross_entropy
@@ -37,13 +38,18 @@ class Recipe:
 
     network: AlexNet
     seed: int
+    mean_at: augment.MeanAt
     crop: bool
     flip: bool
+    group: int  # examples in a row that share their crop and their flip
     pca_std: float
     pca_scale: str
+    pca_rescale: bool
+    pca_steps: int  # without colours after so many; 0: with them to the end
     accumulate: int  # parts of a batch, one after the other
     learning_rate: float
     warmup_steps: int
+    schedule: tuple[tuple[int, str, float], ...]  # from this step on, this layer or "*" has this rate
     momentum: float
     weight_decay: float
     update_rule: optimizer.Rule
@@ -51,16 +57,32 @@ class Recipe:
 
     @classmethod
     def from_config(cls, config, num_classes: int, examples: int, placement: towers.Placement) -> "Recipe":
-        """The recipe that a config describes, for a training set, on a placement that `place` made for it."""
-        architecture = architectures.with_classes(architectures.NAMED[config.architecture], num_classes)
+        """The recipe that a config describes, for a training set, on a placement that `place` made for it.
+
+        Raises:
+          UsageError: if the architecture does not take this number of classes.
+        """
+        try:
+            architecture = architectures.with_classes(networks.NAMED[config.architecture], num_classes)
+        except ValueError as error:
+            raise UsageError(str(error).replace("the output layer", f"{config.architecture}'s output layer")) from error
         architectures.check(architecture)
+        choices = dict(config.augment)
+        scale = config.batch_size / (config.rate_batch_size or config.batch_size)
+
+        def steps(epochs):
+            return round(epochs * examples / config.batch_size)
+
         return cls(
             network=AlexNet(architecture, dtype=jnp.dtype(config.dtype), placement=placement),
             seed=config.seed,
-            **config.augment,
+            mean_at=config.mean_at,
+            pca_steps=steps(choices.pop("pca_epochs")),
+            **choices,
             accumulate=config.accumulate,
-            learning_rate=config.learning_rate * config.batch_size / (config.rate_batch_size or config.batch_size),
-            warmup_steps=round(config.warmup_epochs * examples / config.batch_size),
+            learning_rate=scale * config.learning_rate,
+            warmup_steps=steps(config.warmup_epochs),
+            schedule=tuple((steps(epoch), layer, scale * rate) for epoch, layer, rate in config.schedule),
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             update_rule=config.update_rule,
@@ -71,14 +93,32 @@ class Recipe:
         """The random key for "init", "augment" or "dropout"."""
         return jax.random.split(jax.random.key(self.seed), 3)[("init", "augment", "dropout").index(use)]
 
-    def rule(self, rate=1.0) -> optax.GradientTransformation:
-        """The update rule at a rate."""
-        return optimizer.update_rule(self.update_rule, rate, momentum=self.momentum, weight_decay=self.weight_decay)
+    def rule(self, rate=1.0, bias_rate=1.0) -> optax.GradientTransformation:
+        """The update rule at rates, which its state does not depend on."""
+        return optimizer.update_rule(
+            self.update_rule, rate, bias_rate=bias_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
 
-    def rate(self, state: TrainState):
-        """The learning rate of the step that follows a state."""
+    def rate(self, state: TrainState, layer: str = "*"):
+        """The learning rate of a layer's kernels in the step that follows a state; "*": of those not named."""
+        rate = self.learning_rate
+        for name in dict.fromkeys(("*", layer)):
+            for step, scheduled, value in self.schedule:
+                if scheduled == name:
+                    rate = jnp.where(state.step >= step, value, rate)
+        return rate * optimizer.warmup(self.warmup_steps)(state.step) * state.schedule.scale
+
+    def bias_rate(self, state: TrainState, layer: str):
+        """The learning rate of a layer's biases.
+
+        The 2012 program's is set once and for all: its notes have only the rates of weights
+        drop, and its files end with 0.02 beside 0.00001.
+        """
+        rate = self.rate(state, layer)
+        if self.update_rule != "source2012":
+            return rate
         warm = optimizer.warmup(self.warmup_steps)(state.step)
-        return self.learning_rate * warm * state.schedule.scale
+        return jnp.where(rate == 0, 0.0, optimizer.BIAS * self.learning_rate * warm)
 
 
 def place(config, batches: tuple[str, ...]) -> towers.Placement:
@@ -91,7 +131,7 @@ def place(config, batches: tuple[str, ...]) -> towers.Placement:
     Raises:
       UsageError: if the towers, the devices or one of the batches do not divide.
     """
-    architecture = architectures.NAMED[config.architecture]
+    architecture = networks.NAMED[config.architecture]
     try:
         placement = towers.place(architecture, config.mesh.placement, config.mesh.tower)
         for name in batches:
@@ -115,6 +155,47 @@ def init_state(*, recipe: Recipe) -> TrainState:
         schedule=optimizer.plateau_schedule(**dict(recipe.plateau)).init(params),
     )
     return lax.with_sharding_constraint(state, state_shardings(state, recipe))
+
+
+def check_pretrained(params, recipe: Recipe) -> None:
+    """Raises UsageError unless pretrained parameters have each layer of the recipe's network but the last."""
+    like = jax.eval_shape(functools.partial(init_state, recipe=recipe)).params
+    for layer in _copied(recipe):
+        wanted = {name: a.shape for name, a in like[layer].items()}
+        found = {name: a.shape for name, a in params.get(layer, {}).items()}
+        if found != wanted:
+            raise UsageError(
+                f"config.pretrained has {found or 'nothing'} for {layer}; accepted is {wanted}. Only the last layer "
+                "may differ: set --config.architecture to that of the pretrained network, or give another file."
+            )
+
+
+def copy_pretrained(state: TrainState, params, recipe: Recipe) -> TrainState:
+    """A state with the parameters of a pretrained network in each layer but the last, which stays as it was drawn.
+
+    Args:
+      state: as init_state made it.
+      params: tree of NumPy arrays that check_pretrained accepts.
+      recipe: of the run.
+    """
+    copied = _copied(recipe)
+    shardings = state_shardings(state, recipe).params
+
+    def copy(path, a, sharding):
+        layer, name = (key.key for key in path)
+        if layer not in copied:
+            return a
+        array = np.asarray(params[layer][name], a.dtype)
+        return jax.make_array_from_callback(a.shape, sharding, lambda part: array[part])
+
+    return state.replace(params=jax.tree_util.tree_map_with_path(copy, state.params, shardings))
+
+
+def _copied(recipe):
+    """The layers that a pretrained network gives."""
+    architecture = recipe.network.architecture
+    last = architectures.layer_names(architecture)[-1]
+    return [layer for layer in architectures.weighted(architecture) if layer != last]
 
 
 def state_shardings(state: TrainState, recipe: Recipe) -> TrainState:
@@ -146,20 +227,20 @@ def train_step(state: TrainState, batch, statistics: Statistics, *, recipe: Reci
     gradients, loss, error = towers.spread(
         functools.partial(_gradients_on_device, recipe),
         placement.mesh,
-        in_specs=(specs, placement.batch, P()),
+        in_specs=(specs, placement.batch, P(), P()),
         out_specs=(specs, P(), P()),
-    )(state.params, batch, statistics)
+    )(state.params, batch, statistics, state.step)
     # From here on arrays are whole again, and the compiler sees to it that each device updates what it has.
-    rate = recipe.rate(state)
-    updates, opt_state = recipe.rule(rate).update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    rates, bias_rates = ({layer: f(state, layer) for layer in state.params} for f in (recipe.rate, recipe.bias_rate))
+    updates, opt_state = recipe.rule(rates, bias_rates).update(gradients, state.opt_state, state.params)
     metrics = {
         "loss": loss,
         "error": error,
-        "learning_rate": rate,
+        "learning_rate": recipe.rate(state),
         "gradient_squares": sum(jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradients)),
     }
+    params = optax.apply_updates(state.params, updates)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
     return lax.with_sharding_constraint(state, state_shardings(state, recipe)), metrics
 
 
@@ -169,18 +250,18 @@ def gradient_norm(gradient_squares):
     return jnp.sqrt(gradient_squares.sum())
 
 
-def _gradients_on_device(recipe, params, batch, statistics):
+def _gradients_on_device(recipe, params, batch, statistics, step):
     """The mean loss and error of a batch, and this device's part of the gradient."""
-    placement = recipe.network.placement
+    placement, last = recipe.network.placement, recipe.network.architecture[-1]
 
     def of_part(part):
-        images = _augment(recipe, part, statistics)  # (N, H, W, 3)
+        images = _augment(recipe, part, statistics, step)  # (N, H, W, 3)
 
         def loss_of(params):
             logits = recipe.network.apply(
                 {"params": params}, images, train=True, index=part["index"], rngs={"dropout": recipe.key("dropout")}
             )  # (N, K)
-            loss = cross_entropy(logits, part["label"]).mean()
+            loss = cross_entropy(logits, part["label"], getattr(last, "rubbish", None)).mean()
             # The batch's loss is the sum over all devices of what each of them differentiates.
             return loss / (placement.mesh.size * recipe.accumulate), (loss, logits)
 
@@ -210,18 +291,27 @@ def _accumulate(of_part, batch, parts):
     return gradients, loss / parts, error / parts
 
 
-def _augment(recipe, batch, statistics):
-    """Crop, flip, mean and colour of each picture, by numbers drawn from its index alone."""
+def _augment(recipe, batch, statistics, step):
+    """Crop, flip, mean and colour of each picture, by numbers drawn from its index (or its group's) alone."""
     size = recipe.network.architecture[0].size
+    of_image, of_crop = augment.means(statistics.mean_image, size, recipe.mean_at)
+
+    def keys(index):
+        return jax.random.split(jax.random.fold_in(recipe.key("augment"), index), 3)
 
     def one(index, image):
-        crop, flip, color = jax.random.split(jax.random.fold_in(recipe.key("augment"), index), 3)
-        image = image.astype(jnp.float32) - statistics.mean_image  # before the crop: the mean at the crop's place
+        crop, flip, _ = keys(index // recipe.group)
+        color = keys(index)[2]
+        image = image.astype(jnp.float32) - of_image
         image = augment.random_crop(crop, image, size) if recipe.crop else augment.center_crop(image, size)
         image = augment.random_flip(flip, image) if recipe.flip else image
-        if recipe.pca_std:
-            image = augment.pca_jitter(color, image, statistics.pca, recipe.pca_std, scale=recipe.pca_scale)
-        return image
+        image -= of_crop
+        if not recipe.pca_std:
+            return image
+        jittered = augment.pca_jitter(
+            color, image, statistics.pca, recipe.pca_std, scale=recipe.pca_scale, rescale=recipe.pca_rescale
+        )
+        return jnp.where(step < recipe.pca_steps, jittered, image) if recipe.pca_steps else jittered
 
     return jax.vmap(one)(batch["index"], batch["image"])
 

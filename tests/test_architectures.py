@@ -9,8 +9,10 @@ from alexnet_jax import (
     LRN,
     PAPER,
     QUICKSTART,
+    RBF,
     SLIDES,
     AlexNet,
+    AveragePool,
     Conv,
     Dense,
     Dropout,
@@ -18,10 +20,16 @@ from alexnet_jax import (
     Input,
     MaxPool,
     ReLU,
-    architectures,
+    SameMapLRN,
+    Subsample,
+    Tanh,
+    networks,
+    replace,
     summary,
+    with_classes,
+    without,
 )
-from alexnet_jax.architectures import check, layer_names, with_classes, without
+from alexnet_jax.architectures import check, layer_names
 
 
 def shapes(architecture):
@@ -34,24 +42,99 @@ def parameters(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def rows(architecture):
-    """The summary's lines of layers: name -> (output, parameters)."""
-    lines = [line.rsplit(maxsplit=1) for line in summary(architecture).splitlines()[1:-6]]
-    return {left.split()[0]: (left.split(maxsplit=2)[2], int(count.replace(",", ""))) for left, count in lines}
+def rows(architecture, batch_size=1):
+    """The summary's lines of layers: name -> (output, parameters, multiply-adds, bytes)."""
+    lines = [line.rsplit(maxsplit=3) for line in summary(architecture, batch_size).splitlines()[1:-7]]
+    return {
+        left.split()[0]: (left.split(maxsplit=2)[2], *(int(number.replace(",", "")) for number in numbers))
+        for left, *numbers in lines
+    }
 
 
-def test_the_paper_has_60_965_224_parameters_and_the_slides_62_378_344():
-    assert parameters(shapes(PAPER)) == 60_965_224
-    assert parameters(shapes(SLIDES)) == 62_378_344
+# By hand: (inputs of a kernel + its bias) x kernels, layer by layer.
+FULL = 96 * 364 + 256 * 1201 + 384 * 2305 + 384 * 1729 + 256 * 1729 + 4096 * 9217 + 4096 * 4097 + 1000 * 4097
+HALF = 48 * 364 + 128 * 1201 + 192 * 1153 + 192 * 1729 + 256 * 1729 + 4096 * 9217 + 4096 * 4097 + 1000 * 4097
+CIFAR = 32 * 76 + 32 * 801 + 64 * 801 + 10 * 1025
+PARAMETERS = {
+    "PAPER": 60_965_224,
+    "SOURCE_2012": 60_965_224,
+    "SLIDES": 62_378_344,
+    "ONE_GPU": HALF,
+    "SIX_CONV": FULL + 256 * 2305,
+    "CAFFE_ALEXNET": 60_965_224,
+    "CAFFENET": 60_965_224,
+    "TORCHVISION": 61_100_840,
+    "LENET5": 60_000,
+    "CIFAR_FOUR_LAYER": CIFAR,
+    "CIFAR_FOUR_LAYER_TANH": CIFAR,
+    "CIFAR_FOUR_LAYER_LRN": CIFAR,
+    "QUICKSTART": 32 * 76 + 64 * 401 + 96 * 577 + 96 * 433 + 64 * 433 + 256 * 257 + 256 * 257 + 10 * 257,
+    "PAPER_NO_LRN": FULL,
+    "PAPER_NO_OVERLAP": FULL,
+    "PAPER_TANH": FULL,
+    "PAPER_NO_DROPOUT": FULL,
+    "PAPER_ONE_COLUMN": 62_378_344,
+    "PAPER_NO_CONV2": FULL - 256 * 1201 - 384 * 2305 + 384 * 865,  # conv3 sees conv1's 96 maps
+    "PAPER_NO_CONV3": FULL - 384 * 2305 - 384 * 1729 + 384 * 1153,  # conv4 sees conv2's own 128 maps
+    "PAPER_NO_CONV4": FULL - 384 * 1729,
+    "PAPER_NO_CONV5": FULL - 256 * 1729 - 4096 * 9217 + 4096 * (36 * 384 + 1),
+    "PAPER_NO_FC6": FULL - 4096 * 4097,
+}
+
+
+def test_the_sum_by_hand_is_the_paper_s():
+    assert PARAMETERS["PAPER"] == FULL
+
+
+@pytest.mark.parametrize("name", networks.NAMED)
+def test_each_network_has_the_parameters_that_are_counted_by_hand(name):
+    assert parameters(shapes(networks.NAMED[name])) == PARAMETERS[name]
+
+
+def test_lenet_5_has_its_paper_s_layers():
+    table = rows(networks.LENET5)
+    names = ("conv1", "subsample2", "conv3", "subsample4", "conv5", "fc6")  # C1 S2 C3 S4 C5 F6
+    assert [table[name][1] for name in names] == [156, 12, 1_516, 32, 48_120, 10_164]
+    assert [table[name][0] for name in names] == [
+        "28 x 28 x 6",
+        "14 x 14 x 6",
+        "10 x 10 x 16",
+        "5 x 5 x 16",
+        "1 x 1 x 120",
+        "84",
+    ]
+    (code,) = {len(code) for code in networks.LENET5[-1].codes}
+    assert code == 7 * 12 == 84
+    assert len(set(networks.LENET5[-1].codes)) == 10
+
+
+def test_the_cifar_network_s_pools_round_up():
+    table = rows(networks.CIFAR_FOUR_LAYER)
+    sizes = [table[name][0] for name in ("conv1", "pool1", "pool2", "pool3")]
+    assert sizes == ["32 x 32 x 32", "16 x 16 x 32", "8 x 8 x 32", "4 x 4 x 64"]
+
+
+def test_multiply_adds_and_bytes_are_those_counted_by_hand():
+    table = rows(PAPER, batch_size=2)
+    assert table["conv1"][2] == 2 * 55 * 55 * 96 * 363
+    assert table["conv2"][2] == 2 * 27 * 27 * 256 * 25 * 48
+    assert table["conv3"][2] == 2 * 13 * 13 * 384 * 9 * 256
+    assert table["fc6"][2] == 2 * 4096 * 9216
+    assert table["lrn1"][2] == 0
+    assert table["conv1"][3] == table["lrn1"][3] == 2 * 4 * 55 * 55 * 96
+    assert rows(networks.LENET5)["conv3"][2] == 10 * 10 * 60 * 25  # sixty connections
+    total = sum(row[2] for row in table.values())
+    assert f"Multiply-adds, forward: {total:,}" in summary(PAPER, 2).splitlines()
 
 
 def test_the_summary_is_the_slides_table():
     table = rows(SLIDES)
     counts = [table[name][1] for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")]
     assert counts == [34_944, 614_656, 885_120, 1_327_488, 884_992, 37_752_832, 16_781_312, 4_097_000]
-    assert sum(count for _, count in table.values()) == sum(counts)
-    assert summary(SLIDES).splitlines()[-5:] == [
+    assert sum(row[1] for row in table.values()) == sum(counts)
+    assert summary(SLIDES).splitlines()[-6:] == [
         "Parameters: 62,378,344",
+        "Multiply-adds, forward: 1,135,256,096",
         "Input size (MB): 0.59",
         "Forward/backward pass size (MB): 14.47",
         "Params size (MB): 237.95",
@@ -79,21 +162,57 @@ def test_layers_are_named_as_in_the_paper():
     names = layer_names(PAPER)
     assert names[:6] == ("input", "conv1", "relu1", "lrn1", "pool1", "conv2")
     assert names[-9:] == ("pool5", "flatten5", "fc6", "relu6", "drop6", "fc7", "relu7", "drop7", "fc8")
-    for architecture in architectures.NAMED.values():
+    for architecture in networks.NAMED.values():
         assert len(set(layer_names(architecture))) == len(architecture)
+
+
+def test_what_comes_twice_behind_the_same_weights_is_counted():
+    names = layer_names(networks.NAMED["PAPER_NO_CONV2"])
+    assert names[:9] == ("input", "conv1", "relu1", "lrn1", "pool1", "lrn1_2", "pool1_2", "conv2", "relu2")
 
 
 def test_an_ablation_is_a_changed_tuple():
     bare = without(PAPER, LRN)
     assert len(bare) == len(PAPER) - 2
     assert not any(isinstance(layer, LRN) for layer in bare)
-    assert parameters(shapes(bare)) == 60_965_224
     ten = with_classes(PAPER, 10)
     assert ten[:-1] == PAPER[:-1]
     assert ten[-1] == Dense(10)
 
 
-@pytest.mark.parametrize("architecture", architectures.NAMED.values(), ids=architectures.NAMED)
+def test_a_layer_that_is_left_out_by_name_takes_what_belongs_to_it():
+    assert without(PAPER, "conv4") == (*PAPER[:11], *PAPER[13:])  # and its ReLU
+    assert without(PAPER, "fc6") == (*PAPER[:17], *PAPER[20:])  # and its ReLU and dropout
+    assert without(PAPER, "lrn2") == (*PAPER[:7], *PAPER[8:])
+    with pytest.raises(ValueError, match="the architecture has no conv9; its layers are input, conv1, relu1"):
+        without(PAPER, "conv9")
+    with pytest.raises(ValueError, match="the architecture has no Tanh"):
+        without(PAPER, Tanh)
+
+
+def test_layers_are_exchanged_or_changed_by_kind_or_name():
+    tanh = replace(PAPER, ReLU, Tanh())
+    assert [type(layer) for layer in tanh if isinstance(layer, ReLU | Tanh)] == [Tanh] * 7
+    assert replace(tanh, Tanh, ReLU()) == PAPER
+    assert [layer.average for layer in replace(PAPER, LRN, average=True) if isinstance(layer, LRN)] == [True, True]
+    changed = replace(PAPER, "conv2", bias=0.0)
+    assert changed[5] == Conv(256, 5, padding=2)
+    assert (*changed[:5], PAPER[5], *changed[6:]) == PAPER
+
+
+def test_without_overlap_pooling_leaves_as_many_pixels():
+    overlapping, not_overlapping = rows(PAPER), rows(networks.NAMED["PAPER_NO_OVERLAP"])
+    for name in ("pool1", "pool2", "pool5"):
+        assert not_overlapping[name][0] == overlapping[name][0]
+
+
+def test_lenet_5_has_codes_for_ten_digits():
+    assert with_classes(networks.LENET5, 3)[-1].codes == networks.LENET5[-1].codes[:3]
+    with pytest.raises(ValueError, match=r"has codes for 10 classes, not for 11; .* replace its RBF by Dense"):
+        with_classes(networks.LENET5, 11)
+
+
+@pytest.mark.parametrize("architecture", networks.NAMED.values(), ids=networks.NAMED)
 def test_named_networks_pass_the_check(architecture):
     check(architecture)
 
@@ -107,7 +226,7 @@ HEAD = (Flatten(), Dense(10))
         ((), "starts with Input and ends with Dense"),
         ((Conv(8, 3), *HEAD), "starts with Input"),
         ((Input(8), Conv(8, 3), ReLU()), "ends with Dense"),
-        ((Input(8), Input(8), *HEAD), "input: Input stands at the start"),
+        ((Input(8), Input(8), *HEAD), "input_2: Input stands at the start"),
         ((Input(8), Conv(8, 3), Dense(10)), r"fc2: .*put Flatten\(\) before"),
         ((Input(8), Flatten(), Conv(8, 3), Dense(10)), "conv1: Conv takes maps"),
         ((Input(8), Flatten(), MaxPool(), Dense(10)), "pool0: MaxPool takes maps"),
@@ -117,6 +236,17 @@ HEAD = (Flatten(), Dense(10))
         ((Input(8), LRN(n=4), *HEAD), "lrn0: n is 4; .* odd"),
         ((Input(8), Flatten(), Dense(8), LRN(), Dense(4)), "lrn1: LRN takes maps and must stand before Flatten"),
         ((Input(8, towers=2), Flatten(), *2 * (Dense(9),)), "fc1: 9 maps or units"),  # one object twice
+        ((Input(8, scale=(1.0, 2.0)), *HEAD), "input: scale has 2 numbers; accepted is one, or 3"),
+        ((Input(8), SameMapLRN(n=2), *HEAD), "maplrn0: n is 2; .* odd"),
+        ((Input(8), Flatten(), Subsample(), Dense(4)), "subsample1: Subsample takes maps"),
+        ((Input(8), Subsample(9), *HEAD), "subsample1: nothing is left"),
+        ((Input(8), AveragePool(9, 2), *HEAD), "pool0: nothing is left"),
+        ((Input(8), Conv(2, 3, table=((0,),)), *HEAD), "conv1: table .* 2 entries that name maps from 0 to 2, in a"),
+        ((Input(8), Conv(2, 3, table=((0,), (3,))), *HEAD), "conv1: table does not fit"),
+        ((Input(8, towers=2), Conv(2, 3, table=((0,), (1,))), *HEAD), "conv1: table .* of one tower"),
+        ((Input(8), Flatten(), RBF(("#.",)), Dense(4)), "rbf1: RBF is the last layer"),
+        ((Input(8, towers=2), Flatten(), Dense(2), RBF(("#.",))), "rbf2: .* of a network of one tower"),
+        ((Input(8), RBF(("#.",))), r"rbf1: a RBF layer takes vectors; put Flatten\(\) before"),
     ],
 )
 def test_what_is_no_network_is_refused_by_the_layers_name(architecture, message):

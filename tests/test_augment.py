@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import ColorPCA, center_crop, fit_color_pca, pca_jitter, random_crop, random_flip, ten_crop
+from alexnet_jax.augment import means
 
 
 def places(height, width):
@@ -122,6 +123,22 @@ def test_a_jitter_is_the_papers_product_with_the_drawn_a(scale):
     shift = [255 * sum(float(PCA.eigenvectors[c, i]) * a[i] * spread[i] for i in range(3)) for c in range(3)]
     got = pca_jitter(key, image, PCA, 0.2, scale=scale) - image
     np.testing.assert_allclose(got, np.broadcast_to(shift, (2, 3, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_rescaled_jitter_is_divided_by_1_more_than_its_std():
+    key, image = jax.random.key(4), jnp.full((2, 3, 3), 100.0)
+    plain, rescaled = (pca_jitter(key, image, PCA, 0.1, rescale=rescale) for rescale in (False, True))
+    np.testing.assert_allclose(rescaled, plain / 1.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("at", ["crop", "center"])
+def test_the_mean_is_subtracted_at_the_crop_s_place_or_always_its_centre(at):
+    mean, image = places(6, 6) * 1.0, 100.0 + places(6, 6)
+    of_image, of_crop = means(mean, 4, at)
+    crop = (image - of_image)[:4, 2:6] - of_crop
+    # At the crop's place 100 is left; of the centre, which begins at (1, 1), what the two places differ by.
+    want = np.full((4, 4, 2), 100.0) if at == "crop" else np.broadcast_to([100.0 - 1, 100.0 + 1], (4, 4, 2))
+    np.testing.assert_array_equal(crop, want)
 
 
 def test_the_largest_component_of_a_principal_colour_is_positive():

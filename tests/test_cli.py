@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax import architectures, cli
+from alexnet_jax import cli, networks
 from alexnet_jax.summary import summary
 
 ROOT = Path(__file__).parent.parent
@@ -43,16 +43,16 @@ def test_help_comes_without_importing_what_is_heavy(program, wanted, heavy):
     assert not packages & heavy
 
 
-@pytest.mark.parametrize("name", architectures.NAMED)
+@pytest.mark.parametrize("name", networks.NAMED)
 def test_summary_prints_the_table_of_a_network(name, capsys):
-    cli.main(["summary", name, "--batch_size=2"])
-    assert capsys.readouterr().out == summary(architectures.NAMED[name], 2) + "\n"
+    cli.main(["summary", f"--architecture={name}", "--batch_size=2"])
+    assert capsys.readouterr().out == summary(networks.NAMED[name], 2) + "\n"
 
 
 def test_summary_is_of_the_paper_s_network_if_none_is_named(capsys):
     cli.main(["summary"])
     shown = capsys.readouterr().out
-    assert shown == summary(architectures.PAPER, 1) + "\n"
+    assert shown == summary(networks.PAPER, 1) + "\n"
     assert "60,965,224" in shown  # parameters
 
 
@@ -66,9 +66,9 @@ def message_of(capsys, *arguments):
 
 
 def test_summary_of_an_unknown_network_names_those_there_are(capsys):
-    message = message_of(capsys, "summary", "VGG")
+    message = message_of(capsys, "summary", "--architecture=VGG")
     assert "'VGG' is no network; accepted are " in message
-    assert all(name in message for name in architectures.NAMED)
+    assert all(name in message for name in networks.NAMED)
 
 
 def test_evaluate_on_a_folder_that_is_no_run_says_so(capsys, tmp_path):

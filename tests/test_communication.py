@@ -77,16 +77,16 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_the_command_prints_the_table(capsys):
     cli.main(["summary", "--communication"])
     assert capsys.readouterr().out == communication(PAPER, kind="towers", tower=2, devices=2, batch_size=128) + "\n"
-    cli.main(["summary", "SLIDES", "--communication", "--devices=4", "--batch_size=8"])
+    cli.main(["summary", "--architecture=SLIDES", "--communication", "--devices=4", "--batch_size=8"])
     assert capsys.readouterr().out == communication(SLIDES, kind="towers", tower=1, devices=4, batch_size=8) + "\n"
-    cli.main(["summary", "QUICKSTART", "--communication", "--devices=4", "--placement=weird_trick"])
+    cli.main(["summary", "--architecture=QUICKSTART", "--communication", "--devices=4", "--placement=weird_trick"])
     shown = capsys.readouterr().out
     assert shown == communication(QUICKSTART, kind="weird_trick", tower=1, devices=4, batch_size=128) + "\n"
 
 
 def test_the_command_refuses_towers_that_are_not_there(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["summary", "SLIDES", "--communication", "--tower=2"])
+        cli.main(["summary", "--architecture=SLIDES", "--communication", "--tower=2"])
     assert stop.value.code.startswith("error: --tower is 2, but the architecture has 1 tower(s)")
     assert "Set --tower=1" in stop.value.code
 

@@ -3,16 +3,21 @@
 import importlib
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from alexnet_jax import architectures, optimizer, towers
+from alexnet_jax import augment, networks, optimizer, towers
 from alexnet_jax import config as config_lib
 from alexnet_jax.config import FIELDS, UsageError
-from configs import alexnet, imagenette, quickstart
+from configs import alexnet, cifar10, imagenette, lenet5, quickstart
 
 CONFIGS = {
-    **{f"alexnet:{variant}": lambda v=variant: alexnet.get_config(v) for variant in alexnet.VARIANTS},
+    **{
+        f"{module.__name__.removeprefix('configs.')}:{variant}": lambda m=module, v=variant: m.get_config(v)
+        for module in (alexnet, cifar10, lenet5)
+        for variant in module.VARIANTS
+    },
     "imagenette": imagenette.get_config,
     "quickstart": quickstart.get_config,
 }
@@ -25,18 +30,34 @@ WRONG = {  # for each field a value of another type, and one that is out of rang
     "num_classes": ["10", -1],
     "architecture": [None, "VGG"],
     "dtype": [32, "float16"],
+    "pretrained": [None],
     "seed": [0.5, -1],
     "batch_size": [True, 0],
     "num_epochs": [1.5, 0],
     "num_steps": [None, -1],
+    "mean_at": [1, "corner"],
     "augment.crop": [1],
     "augment.flip": ["True"],
+    "augment.group": [1.0, 0],
     "augment.pca_std": ["0.1", -0.1],
     "augment.pca_scale": [0, "variance"],
+    "augment.pca_rescale": [1.1],
+    "augment.pca_epochs": ["67", -1],
     "learning_rate": [True, 0.0],
     "momentum": ["0.9", 1.0],
     "weight_decay": [None, -5e-4],
     "update_rule": [False, "coupled"],
+    "schedule": [
+        0.1,
+        ((25, "*"),),
+        ((25, 3, 0.1),),
+        ((-1, "*", 0.1),),
+        ((25, "*", "0.1"),),
+        ((25, "*", -0.1),),
+        ((51, "*", 0.1), (25, "*", 0.1)),
+        (25, "*", 0.1),
+        ((True, "*", 0.1),),
+    ],
     "accumulate": [0, 1.5],
     "rate_batch_size": [-1, 1.5],
     "warmup_epochs": [-1, "5"],
@@ -76,10 +97,29 @@ def test_each_config_passes_its_check(name):
     config_lib.check(CONFIGS[name]())
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", {name.split(":")[0] for name in CONFIGS})
 def test_each_config_names_its_own_command(name):
-    module = importlib.import_module(f"configs.{name.split(':')[0]}")
-    assert f"python main.py --config=configs/{name.removesuffix(':paper')}".replace(":", ".py:") in module.__doc__
+    module = importlib.import_module(f"configs.{name}")
+    assert f"python main.py --config=configs/{name}.py --workdir=" in module.__doc__
+
+
+@pytest.mark.parametrize("module", [alexnet, cifar10, lenet5])
+def test_a_variant_that_is_not_there_is_answered_with_those_that_are(module):
+    with pytest.raises(ValueError, match=r"has no variant 'vgg'; accepted are ") as error:
+        module.get_config("vgg")
+    assert all(variant in str(error.value) for variant in module.VARIANTS)
+
+
+def test_each_ablation_has_a_variant():
+    used = {alexnet.get_config(variant).architecture for variant in alexnet.VARIANTS}
+    assert used >= networks.ABLATIONS.keys()
+
+
+def test_a_variant_differs_from_the_paper_in_what_it_names_and_in_nothing_else():
+    paper = config_lib.flatten(alexnet.get_config())
+    for variant, changes in alexnet.VARIANTS.items():
+        config = config_lib.flatten(alexnet.get_config(variant))
+        assert {name: value for name, value in config.items() if value != paper[name]} == changes
 
 
 def test_the_variant_of_the_slides_is_their_network():
@@ -108,9 +148,11 @@ def test_each_field_refuses_what_it_does_not_accept(name, value):
         ("seed", 0),
         ("update_rule", "paper"),
         ("augment.pca_scale", "stdev"),
+        ("schedule", ()),
+        ("schedule", ((0, "*", 0.0), (0, "conv5", 1e-3), (7.5, "*", 1))),
         ("dtype", "bfloat16"),
         ("image_size", 227),
-        *(("architecture", name) for name in architectures.NAMED),
+        *(("architecture", name) for name in networks.NAMED),
     ],
 )
 def test_the_ends_of_the_ranges_are_accepted(name, value):
@@ -144,7 +186,7 @@ def test_an_unknown_field_that_is_near_to_none_is_answered_with_all():
 
 
 def test_pictures_smaller_than_the_network_s_input_are_refused():
-    size = architectures.NAMED["PAPER"][0].size
+    size = networks.NAMED["PAPER"][0].size
     config_lib.check(config_with("image_size", size))
     with pytest.raises(UsageError) as error:
         config_lib.check(config_with("image_size", size - 1))
@@ -154,7 +196,13 @@ def test_pictures_smaller_than_the_network_s_input_are_refused():
 
 # Resuming
 
-OTHER = {int: lambda v: v + 1, float: lambda v: v / 2 or 0.5, str: lambda v: v + "x", bool: lambda v: not v}
+OTHER = {
+    int: lambda v: v + 1,
+    float: lambda v: v / 2 or 0.5,
+    str: lambda v: v + "x",
+    bool: lambda v: not v,
+    tuple: lambda v: (*v, (90, "*", 0.1)),
+}
 FREE = {
     *(
         "data_dir",
@@ -191,6 +239,15 @@ def test_the_same_config_resumes(tmp_path):
     config_lib.check_resumable(alexnet.get_config(), alexnet.get_config(), tmp_path)
 
 
+def test_a_layer_of_the_schedule_that_the_network_does_not_have_is_named():
+    with pytest.raises(UsageError) as error:
+        config_lib.check(config_with("schedule", ((67, "conv6", 1e-5),)))
+    assert str(error.value).startswith(
+        "config.schedule names the layer 'conv6'; accepted are '*' and the layers of PAPER"
+    )
+    assert "conv5, fc6, fc7, fc8. Correct that entry." in str(error.value)
+
+
 @pytest.mark.parametrize("sides", ["now", "before"])
 def test_a_field_that_only_one_of_the_two_has_is_named(sides, tmp_path):
     both = [alexnet.get_config(), config_with("optimizer", "sgd")]
@@ -199,8 +256,8 @@ def test_a_field_that_only_one_of_the_two_has_is_named(sides, tmp_path):
         config_lib.check_resumable(now, before, tmp_path)
 
 
-def test_what_is_saved_is_loaded(tmp_path):
-    config = quickstart.get_config()
+@pytest.mark.parametrize("config", [quickstart.get_config(), alexnet.get_config("source2012")])
+def test_what_is_saved_is_loaded(config, tmp_path):
     config_lib.save(config, tmp_path / "config.json")
     loaded = config_lib.load(tmp_path / "config.json")
     config_lib.check(loaded)  # types too: a float that is written as 1 would still be accepted, an int as 1.0 not
@@ -209,6 +266,11 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 
 def test_choices_are_those_of_the_code_that_takes_them():
-    for name, choices in (("update_rule", optimizer.RULES), ("mesh.placement", towers.KINDS)):
+    choices_of = {
+        "update_rule": optimizer.RULES,
+        "mesh.placement": towers.KINDS,
+        "mean_at": get_args(augment.MeanAt),
+    }
+    for name, choices in choices_of.items():
         assert FIELDS[name].accepted == "one of " + ", ".join(choices)
         assert all(FIELDS[name].accepts(choice) for choice in choices)

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 # A module imports only from lines above its own; modules of the data path in their own order.
 LEVELS = [
     {"layers", "architectures", "files"},
+    {"networks"},
     {"towers", "augment", "optimizer", "config"},
     {"model", "data", "hosts"},
     {"data.digits", "data.pictures", "data.statistics"},
@@ -18,6 +19,11 @@ LEVELS = [
     {"data.batches"},
     {"data.survey"},
     {"summary", "checkpoint", "evaluate"},
+    {"convert.weights"},
+    {"convert.channels_first"},
+    {"convert.torchvision", "convert.caffe", "convert.workdir"},
+    {"convert"},
+    {"export"},
     {"outputs"},
     {"train"},
     {"loop", "communication"},
@@ -27,9 +33,12 @@ LEVELS = [
 ]
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 ALLOWED = {
-    "tensorflow": lambda module: module == "main" or module.split(".")[0] == "data",
+    "tensorflow": lambda module: module in {"main", "export"} or module.split(".")[0] == "data",
     "tensorflow_datasets": lambda module: module == "main" or module.split(".")[0] == "data",
     "orbax": lambda module: module == "checkpoint",
+    "safetensors": lambda module: module == "convert.weights",
+    "torch": lambda module: module == "convert.torchvision",
+    "google": lambda module: module == "convert.caffe",
     "clu": lambda module: module in {"loop", "outputs"},
 }
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from alexnet_jax import convolution, local_response_norm, max_pool
+from alexnet_jax import average_pool, convolution, local_response_norm, max_pool, same_map_response_norm
 
 
 def conv_loops(x, kernel, stride, before, after, g):
@@ -100,6 +100,60 @@ def test_pooling_and_gradient_equal_loops(size, stride):
     x = draw(3, 2, 8, 9, 3)
     g = draw(4, 2, (8 - size) // stride + 1, (9 - size) // stride + 1, 3)
     assert_agrees(lambda x: max_pool(x, size, stride), (x,), g, pool_loops(x, size, stride, g))
+
+
+def windows_rounded_up(x, size, stride):
+    """The start and stop of each window along rows, and along columns; the last ones may be smaller."""
+    for side in x.shape[1:3]:
+        count = -(-(side - size) // stride) + 1
+        yield [(stride * i, min(stride * i + size, side)) for i in range(count)]
+
+
+@pytest.mark.parametrize(("size", "stride", "sides"), [(3, 2, (8, 9)), (3, 2, (7, 10)), (2, 2, (5, 4)), (4, 3, (6, 6))])
+def test_pools_that_round_up_take_the_pixels_that_are_there(size, stride, sides):
+    x = draw(18, 2, *sides, 3)
+    rows, columns = windows_rounded_up(x, size, stride)
+    for pool, reduced in ((max_pool, np.max), (average_pool, np.mean)):
+        want = np.array([[reduced(x[:, a:b, c:d], (1, 2)) for c, d in columns] for a, b in rows]).transpose(2, 0, 1, 3)
+        got = pool(jnp.asarray(x, jnp.float32), size, stride, round_up=True)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_32_pixels_pool_to_16_8_and_4_when_rounded_up():
+    x = jnp.zeros((1, 32, 32, 1))
+    sides = [(x := max_pool(x, 3, 2, round_up=True)).shape[1] for _ in range(3)]
+    assert sides == [16, 8, 4]
+    assert max_pool(jnp.zeros((1, 32, 32, 1)), 3, 2).shape[1] == 15
+
+
+def test_an_average_pool_gives_each_pixel_its_share_of_the_gradient():
+    x, g = draw(19, 2, 7, 7, 3), draw(20, 2, 3, 3, 3)
+    y, dx = np.zeros((2, 3, 3, 3)), np.zeros_like(x)
+    for i, j in np.ndindex(3, 3):
+        there = np.s_[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+        y[:, i, j] = x[there].mean((1, 2))
+        dx[there] += g[:, i : i + 1, j : j + 1] / 9
+    assert_agrees(average_pool, (x,), g, (y, dx))
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_the_norm_within_a_map_equals_loops(n):
+    x, g = draw(21, 2, 6, 7, 3, scale=20), draw(22, 2, 6, 7, 3)
+    k, alpha, beta = 1.0, 1e-2, 0.75
+    y, dx = np.zeros_like(x), np.zeros_like(x)
+    for i, j in np.ndindex(6, 7):
+        there = np.s_[:, max(0, i - n // 2) : i + n // 2 + 1, max(0, j - n // 2) : j + n // 2 + 1]
+        d = k + alpha / n**2 * (x[there] ** 2).sum((1, 2))
+        y[:, i, j] = x[:, i, j] * d**-beta
+        dx[:, i, j] += g[:, i, j] * d**-beta
+        back = g[:, i, j] * x[:, i, j] * -beta * d ** (-beta - 1) * 2 * alpha / n**2
+        dx[there] += back[:, None, None] * x[there]
+    assert_agrees(lambda x: same_map_response_norm(x, n, k, alpha, beta), (x,), g, (y, dx))
+
+
+def test_the_norm_within_a_map_names_a_window_that_is_not_odd():
+    with pytest.raises(ValueError, match=r"n is 4; .* odd"):
+        same_map_response_norm(jnp.ones((1, 8, 8, 1)), n=4)
 
 
 CONSTANTS = [(5, 2.0, 1e-4, 0.75), (3, 1.0, 0.3, 0.75), (5, 2.0, 0.1, 0.5), (1, 1.5, 1.0, 1.0), (9, 2.0, 0.2, 0.75)]

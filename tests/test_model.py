@@ -10,6 +10,7 @@ import pytest
 from alexnet_jax import (
     LRN,
     PAPER,
+    RBF,
     AlexNet,
     Conv,
     Dense,
@@ -18,8 +19,11 @@ from alexnet_jax import (
     Input,
     MaxPool,
     ReLU,
+    Subsample,
+    Tanh,
     local_response_norm,
     max_pool,
+    replace,
     with_classes,
 )
 
@@ -147,6 +151,77 @@ def test_bfloat16_gives_float32_logits_close_to_float32s(variables):
     assert not np.array_equal(logits, want)
     np.testing.assert_allclose(logits, want, atol=0.03 * np.abs(want).max())
     assert {p.dtype for p in jax.tree.leaves(net.init(jax.random.key(0), IMAGES))} == {jnp.dtype("float32")}
+
+
+def sown(network, variables, images, **arguments):
+    """Each layer's output, by its name."""
+    _, intermediates = AlexNet(network).apply(variables, images, mutable="intermediates", **arguments)
+    return {name.removesuffix("_output"): np.asarray(a[0]) for name, a in intermediates["intermediates"].items()}
+
+
+def test_lrn_that_sees_all_maps_is_that_of_the_joined_towers(variables):
+    own, both = TINY, replace(TINY, LRN, sees="all")
+    before, after = sown(own, variables, IMAGES), sown(both, variables, IMAGES)
+    np.testing.assert_array_equal(before["relu1"], after["relu1"])
+    np.testing.assert_allclose(after["lrn1"], local_response_norm(before["relu1"], alpha=0.1), rtol=1e-6)
+    by_tower = [local_response_norm(h, alpha=0.1) for h in np.split(before["relu1"], 2, -1)]
+    np.testing.assert_allclose(before["lrn1"], np.concatenate(by_tower, -1), rtol=1e-6)
+    assert not np.allclose(before["lrn1"], after["lrn1"], rtol=1e-3)
+
+
+def test_a_table_says_which_maps_a_map_sees():
+    table = ((0,), (0, 2), (1,))
+    net = (Input(6), Conv(3, 3, table=table, std=0.5, bias=0.1), Flatten(), Dense(2))
+    images = IMAGES[:, :6, :6]
+    variables = AlexNet(net).init(jax.random.key(0), images)
+    kernel = np.float64(variables["params"]["conv1"]["kernel"])
+    assert kernel.shape == (1, 3, 3, 4)  # of each of the four connections
+    whole = np.zeros((3, 3, 3, 3))
+    for at, (seen, out) in enumerate([(0, 0), (0, 1), (2, 1), (1, 2)]):
+        whole[:, :, seen, out] = kernel[0, ..., at]
+    want = conv_numpy(images.astype(np.float64), whole, 0.1, 0, 0)
+    np.testing.assert_allclose(sown(net, variables, images)["conv1"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_subsampling_is_a_mean_with_a_weight_and_a_bias_a_map():
+    net = (Input(4, towers=3), Subsample(2), Flatten(), Dense(3))  # three towers that each see three channels
+    images = IMAGES[:, :4, :4]
+    variables = AlexNet(net).init(jax.random.key(0), images)
+    means = images.reshape(3, 2, 2, 2, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(sown(net, variables, images)["subsample1"], np.tile(means, 3), rtol=1e-5, atol=1e-6)
+    rng = np.random.default_rng(1)
+    weight, bias = rng.normal(size=(2, 3, 3))
+    variables["params"]["subsample1"] = {"kernel": jnp.float32(weight), "bias": jnp.float32(bias)}
+    want = np.concatenate([means * w + b for w, b in zip(weight, bias, strict=True)], -1)
+    np.testing.assert_allclose(sown(net, variables, images)["subsample1"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_tanh_has_an_amplitude_and_a_slope():
+    net = (Input(10), Tanh(1.7159, 2 / 3), Flatten(), Dense(2))
+    variables = AlexNet(net).init(jax.random.key(0), IMAGES)
+    np.testing.assert_allclose(sown(net, variables, IMAGES)["tanh0"], 1.7159 * np.tanh(2 / 3 * IMAGES), rtol=1e-5)
+
+
+def test_the_logit_of_a_code_is_minus_the_squared_distance():
+    net = (Input(1), Flatten(), RBF(("#.#", "...")))
+    images = jnp.array([[1.0, -1.0, 1.0], [0.5, 2.0, 0.0]]).reshape(2, 1, 1, 3)
+    logits = AlexNet(net).apply(AlexNet(net).init(jax.random.key(0), images), images)
+    np.testing.assert_allclose(logits, [[0, -(4 + 0 + 4)], [-(0.25 + 9 + 1), -(2.25 + 9 + 1)]])
+
+
+def test_the_picture_is_scaled_by_colour_and_a_grey_network_sees_the_mean():
+    scaled = AlexNet((Input(10, scale=(1.0, 2.0, 0.5)), Flatten(), Dense(300)))
+    one = {"params": {"fc1": {"kernel": jnp.eye(300)[None], "bias": jnp.zeros((1, 300))}}}
+    np.testing.assert_allclose(
+        scaled.apply(one, IMAGES).reshape(IMAGES.shape), IMAGES * np.array([1.0, 2.0, 0.5]), rtol=1e-6
+    )
+    grey = AlexNet((Input(10, channels=1), Flatten(), Dense(100)))
+    one = {"params": {"fc1": {"kernel": jnp.eye(100)[None], "bias": jnp.zeros((1, 100))}}}
+    mean = IMAGES.mean(-1, keepdims=True)
+    for pictures in (IMAGES, mean):
+        np.testing.assert_allclose(grey.apply(one, pictures).reshape(mean.shape), mean, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="takes \\(N, 10, 10, 1\\) or three channels"):
+        grey.apply(one, IMAGES[..., :2])
 
 
 def test_pictures_of_another_size_are_refused(variables):

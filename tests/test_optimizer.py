@@ -68,7 +68,7 @@ def test_both_forms_shrink_a_weight_alike_where_only_decay_acts():
 
 
 def test_an_unknown_rule_is_named():
-    with pytest.raises(ValueError, match="'adamw'; accepted are 'decoupled', 'paper', 'lars'"):
+    with pytest.raises(ValueError, match="'adamw'; accepted are 'decoupled', 'paper', 'source2012', 'lars'"):
         update_rule("adamw", 0.1, momentum=0.9, weight_decay=0.0)
 
 
@@ -92,6 +92,53 @@ def test_lars_moves_each_kernel_by_a_share_of_its_norm():
         w = jax.tree.map(np.add, w, v)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(w), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def layers_of(rng, scale):
+    shapes = {"conv1": {"kernel": (2, 3, 5), "bias": (2, 5)}, "fc2": {"kernel": (2, 7, 3), "bias": (2, 3)}}
+    return jax.tree.map(lambda s: rng.normal(0, scale, s), shapes, is_leaf=lambda s: isinstance(s, tuple))
+
+
+@pytest.mark.parametrize("bias_rate", [None, 0.02])
+def test_the_2012_program_s_rule_follows_its_formula(bias_rate):
+    rng = np.random.default_rng(2)
+    w, gradients, rates = layers_of(rng, 0.1), [layers_of(rng, 0.3) for _ in range(6)], [0.01] * 3 + [0.001] * 3
+    got, v = jax.tree.map(jnp.float32, w), jax.tree.map(np.zeros_like, w)
+    state = update_rule("source2012", 1.0, momentum=MOMENTUM, weight_decay=0.5).init(got)
+    for g, rate in zip(gradients, rates, strict=True):
+        rule = update_rule("source2012", rate, bias_rate=bias_rate, momentum=MOMENTUM, weight_decay=0.5)
+        updates, state = rule.update(jax.tree.map(jnp.float32, g), state, got)
+        got = optax.apply_updates(got, updates)
+        for layer in w:
+            of = v[layer]
+            of["kernel"] = MOMENTUM * of["kernel"] - 0.5 * rate * w[layer]["kernel"] - rate * g[layer]["kernel"]
+            of["bias"] = MOMENTUM * of["bias"] - (bias_rate or 2 * rate) * g[layer]["bias"]  # and no decay
+        w = jax.tree.map(np.add, w, v)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(w), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["decoupled", "paper", "source2012", "lars"])
+def test_each_layer_may_have_a_rate_of_its_own_and_at_0_it_stands_still(rule):
+    rng = np.random.default_rng(3)
+    w, gradients = layers_of(rng, 0.1), [layers_of(rng, 0.3) for _ in range(4)]
+    fixed = {"momentum": MOMENTUM, "weight_decay": 0.5}
+
+    def run(rates):
+        got = jax.tree.map(jnp.float32, w)
+        state = update_rule(rule, 1.0, **fixed).init(got)
+        for g, rate in zip(gradients, rates, strict=True):
+            updates, state = update_rule(rule, rate, **fixed).update(jax.tree.map(jnp.float32, g), state, got)
+            got = optax.apply_updates(got, updates)
+        return got
+
+    fast, slow = run([0.1] * 4), run([0.01] * 4)
+    both = run([{"conv1": 0.1, "fc2": 0.01}] * 4)
+    jax.tree.map(np.testing.assert_array_equal, both, {"conv1": fast["conv1"], "fc2": slow["fc2"]})
+    # conv1 has a velocity when it is frozen, which would carry it on.
+    frozen, two_steps = run([0.1, 0.1, *2 * [{"conv1": 0.0, "fc2": 0.1}]]), run([0.1, 0.1, 0.0, 0.0])
+    jax.tree.map(np.testing.assert_array_equal, frozen, {"conv1": two_steps["conv1"], "fc2": fast["fc2"]})
+    assert not np.array_equal(fast["conv1"]["kernel"], frozen["conv1"]["kernel"])
 
 
 def test_the_rate_warms_up_in_equal_steps():

@@ -13,6 +13,8 @@ import pytest
 from tiny import TINY, batch_of, place, put, recipe_of, run, statistics_of
 
 from alexnet_jax import (
+    LENET5,
+    LRN,
     PAPER,
     QUICKSTART,
     SLIDES,
@@ -22,6 +24,8 @@ from alexnet_jax import (
     Flatten,
     Input,
     ReLU,
+    SameMapLRN,
+    replace,
     towers,
     train,
     with_classes,
@@ -76,6 +80,32 @@ def assert_equal(got, want):
 def test_a_small_network_trains_the_same_wherever_it_is(where, rule):
     want, want_losses = run(recipe_of(place(), update_rule=rule))
     got, losses = run(recipe_of(place(*PLACEMENTS[where]), update_rule=rule))
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
+    assert_close(numbers(got), numbers(want), 1e-5)
+
+
+JOINED = replace(TINY, LRN, sees="all")
+SOURCE = (*TINY[:3], SameMapLRN(n=3, alpha=0.1), *TINY[3:])
+
+
+@pytest.mark.parametrize("where", ["1x2", "2x2", "weird trick on 4"])
+@pytest.mark.parametrize("architecture", [JOINED, SOURCE], ids=["lrn over all maps", "norm within maps"])
+def test_norms_are_the_same_wherever_the_towers_are(architecture, where):
+    want, want_losses = run(recipe_of(place(architecture=architecture), architecture), stop=3)
+    got, losses = run(recipe_of(place(*PLACEMENTS[where], architecture), architecture), stop=3)
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
+    assert_close(numbers(got), numbers(want), 1e-5)
+    _, without_them = run(recipe_of(place()), stop=3)
+    assert without_them != pytest.approx(want_losses, rel=1e-5)
+
+
+LENET = with_classes((Input(12, channels=1), *LENET5[1:5], Flatten(), *LENET5[-3:]), 5)
+
+
+@pytest.mark.parametrize("where", ["2x1", "weird trick on 4"])
+def test_lenet_s_layers_are_the_same_on_several_devices(where):
+    want, want_losses = run(recipe_of(place(architecture=LENET), LENET, learning_rate=1e-4), stop=3)
+    got, losses = run(recipe_of(place(*PLACEMENTS[where], LENET), LENET, learning_rate=1e-4), stop=3)
     np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
     assert_close(numbers(got), numbers(want), 1e-5)
 

@@ -1,12 +1,15 @@
 """One step: against the formula of its update, on every mesh, and by what its random numbers are drawn."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import TINY, batch_of, place, put, recipe_of, statistics_of
 
-from alexnet_jax import QUICKSTART, AlexNet, Dropout, train
+from alexnet_jax import LENET5, QUICKSTART, AlexNet, Dense, Dropout, Flatten, Input, train
+from alexnet_jax.evaluate import cross_entropy
 from configs import alexnet
 
 
@@ -61,6 +64,64 @@ def test_the_rate_grows_with_the_batch_warms_up_and_follows_the_schedule():
     assert rates == pytest.approx([0.008, 0.016, 0.04, 0.04, 0.04])
     dropped = state.replace(step=jnp.int32(100), schedule=state.schedule._replace(scale=jnp.float32(0.1)))
     assert float(recipe.rate(dropped)) == pytest.approx(0.004)
+
+
+def test_a_schedule_sets_the_rates_of_layers_and_lets_one_stand_still():
+    recipe = recipe_of(place(), schedule=((1, "*", 1e-3), (1, "conv1", 1e-4), (2, "conv1", 0.0), (3, "*", 1e-5)))
+    state = train.init_state(recipe=recipe)
+    rates, moved = [], []
+    for step in range(4):
+        before = jax.device_get(state.params)
+        rates.append([float(recipe.rate(state, layer)) for layer in ("*", "conv1", "fc5")])
+        state, metrics = train.train_step(state, put(batch_of(step), recipe), statistics_of(), recipe=recipe)
+        assert float(metrics["learning_rate"]) == pytest.approx(rates[-1][0])
+        after = jax.device_get(state.params)
+        moved.append(
+            [not np.array_equal(before[layer]["kernel"], after[layer]["kernel"]) for layer in ("conv1", "fc5")]
+        )
+        moved[-1].append(not np.array_equal(before["conv1"]["bias"], after["conv1"]["bias"]))
+    np.testing.assert_allclose(rates, [[0.01] * 3, [1e-3, 1e-4, 1e-3], [1e-3, 0, 1e-3], [1e-5, 0, 1e-5]], rtol=1e-6)
+    assert moved == [[True] * 3, [True] * 3, [False, True, False], [False, True, False]]
+
+
+def test_a_schedule_is_told_in_epochs_and_its_rates_grow_with_the_batch():
+    config = alexnet.get_config("source2012")
+    config.update(architecture="QUICKSTART", batch_size=64, rate_batch_size=16)
+    recipe = train.Recipe.from_config(config, 10, 640, place(architecture=QUICKSTART))
+    assert recipe.schedule[0] == (250, "*", 0.004)
+    assert recipe.schedule[3] == (720, "conv1", 0.0)
+    assert recipe.pca_steps == 670
+
+
+def test_colours_stop_where_the_recipe_says_so():
+    def loss_at(step, **changes):
+        recipe = recipe_of(place(), crop=False, flip=False, **changes)
+        state = train.init_state(recipe=recipe).replace(step=jnp.int32(step))
+        return float(train.train_step(state, put(batch_of(0), recipe), statistics_of(), recipe=recipe)[1]["loss"])
+
+    with_colours, plain = loss_at(4), loss_at(4, pca_std=0.0)
+    assert with_colours != plain
+    assert (loss_at(4, pca_steps=5), loss_at(5, pca_steps=5)) == pytest.approx((with_colours, plain), rel=1e-6)
+
+
+def test_the_rubbish_class_joins_in_the_loss_and_nowhere_else():
+    logits, labels = jnp.array([[-1.0, -2.0], [-9.0, -3.0]]), jnp.array([0, 0])
+    want = [1 + np.log(np.exp(-1) + np.exp(-2) + np.exp(-0.5)), 9 + np.log(np.exp(-9) + np.exp(-3) + np.exp(-0.5))]
+    np.testing.assert_allclose(cross_entropy(logits, labels, 0.5), want, rtol=1e-6)
+    coded = (Input(12), Flatten(), Dense(84, std=0.01), LENET5[-1])
+    batch = batch_of(0)
+    losses = {}
+    for rubbish in (0.5, 1e9):
+        architecture = (*coded[:-1], dataclasses.replace(coded[-1], rubbish=rubbish))
+        recipe = recipe_of(place(architecture=architecture), architecture, crop=False, flip=False, pca_std=0.0)
+        state = train.init_state(recipe=recipe)
+        images = (batch["image"].astype(np.float32) - 127.5)[:, 2:14, 2:14]
+        logits = AlexNet(architecture).apply({"params": state.params}, images)
+        wanted = cross_entropy(logits, batch["label"], rubbish if rubbish < 1e9 else None).mean()
+        _, metrics = train.train_step(state, put(batch, recipe), statistics_of(), recipe=recipe)
+        losses[rubbish] = float(metrics["loss"])
+        assert losses[rubbish] == pytest.approx(float(wanted), rel=1e-5)
+    assert losses[0.5] > losses[1e9]
 
 
 def test_the_paper_s_rate_is_the_same_for_every_batch_unless_told_otherwise():

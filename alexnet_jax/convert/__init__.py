@@ -1,0 +1,84 @@
+"""Weights from other frameworks and from runs, and one file of our own for all of them.
+
+weights          Weights, and our .safetensors file
+channels_first   kernels of PyTorch and Caffe -> ours, towers first
+torchvision      torchvision's alexnet: .safetensors, .pth
+caffe            bvlc_alexnet, bvlc_reference_caffenet: .caffemodel, .binaryproto
+workdir          a run of main.py
+
+No file is unpickled, but for PyTorch's own in its safe mode, which takes tensors and nothing else.
+"""
+
+from pathlib import Path
+
+from alexnet_jax.config import UsageError
+from alexnet_jax.convert import caffe, torchvision, workdir
+from alexnet_jax.convert import weights as own_format
+from alexnet_jax.convert.weights import Weights
+
+__all__ = ["Weights", "convert", "read", "write"]
+
+
+def read(path: str | Path, mean: str | Path | None = None) -> Weights:
+    """Reads the weights of a network, with what else is needed to use them.
+
+    Args:
+      path: our own .safetensors; a state dict of torchvision's alexnet, as .safetensors, .pth or .pt;
+        a .caffemodel; or the workdir of a run of main.py, of which the last checkpoint is read.
+      mean: Caffe's mean file (.binaryproto), for a .caffemodel; without it, the mean colour of ILSVRC-2012.
+
+    Raises:
+      UsageError: if there is no such file, or it is of another kind or another network.
+    """
+    path, mean = Path(path).expanduser(), None if mean is None else Path(mean).expanduser()
+    kind = path.suffix.lower()
+    if mean is not None and kind != ".caffemodel":
+        raise UsageError(f"mean is {mean}, but only a .caffemodel takes a mean file, not {path}. Leave it out.")
+    if not path.exists():
+        raise UsageError(f"{path} is not there. Give the path of a file of weights, or of a run's workdir.")
+    if mean is not None and not mean.is_file():
+        raise UsageError(f"mean is {mean}, which is no file. Give the .binaryproto of the training set's mean.")
+    if path.is_dir():
+        return workdir.read(path)
+    match kind:
+        case ".safetensors":
+            metadata, arrays = own_format.load(path)
+            if own_format.FORMAT in metadata:
+                return own_format.unpack(metadata, arrays, path)
+            return torchvision.read(arrays, path)
+        case ".pth" | ".pt":
+            return torchvision.read(torchvision.load(path), path)
+        case ".caffemodel":
+            return caffe.read(path, mean)
+    raise UsageError(
+        f"{path} is a {kind or 'nameless'} file; accepted are .safetensors, PyTorch's .pth and .pt, Caffe's "
+        ".caffemodel and the workdir of a run. Other files may run code when they are loaded, or do not tell their "
+        "layout: open it where it was written, and save the weights by "
+        "safetensors.torch.save_file(model.state_dict(), FILE)."
+    )
+
+
+def write(weights: Weights, path: str | Path) -> None:
+    """Writes weights as our .safetensors file, whole or not at all.
+
+    Raises:
+      UsageError: if path does not end in .safetensors, or its folder is not there.
+    """
+    own_format.write(weights, _checked(path))
+
+
+def convert(source: str | Path, dest: str | Path, mean: str | Path | None = None) -> Weights:
+    """Reads weights and writes them as our .safetensors file; arguments and errors as in read and write."""
+    dest = _checked(dest)
+    weights = read(source, mean)
+    own_format.write(weights, dest)
+    return weights
+
+
+def _checked(dest):
+    dest = Path(dest).expanduser()
+    if dest.suffix != ".safetensors":
+        raise UsageError(f"{dest} is to be written; accepted is a name that ends in .safetensors. Give such a name.")
+    if not dest.parent.is_dir():
+        raise UsageError(f"{dest} is to be written, but there is no folder {dest.parent}. Make it, or give another.")
+    return dest

@@ -1,0 +1,61 @@
+"""torchvision's alexnet, and what was fine-tuned from it: its state dict as .safetensors, .pth or .pt.
+
+Its own preprocessing: the shorter side to 256, the central 224 x 224, pixels / 255, less MEAN, divided by a
+deviation (Input.scale of TORCHVISION).
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_jax import networks
+from alexnet_jax.config import UsageError
+from alexnet_jax.convert.channels_first import to_towers
+from alexnet_jax.convert.weights import Weights, classes_of
+
+MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in [0, 1]
+LAYERS = {
+    **{"conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8"},
+    **{"conv5": "features.10", "fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6"},
+}
+NAMES = {layer: (f"{theirs}.weight", f"{theirs}.bias") for layer, theirs in LAYERS.items()}
+_SAVE = "safetensors.torch.save_file(model.state_dict(), 'alexnet.safetensors')"
+
+
+def read(arrays: dict[str, np.ndarray], path: Path) -> Weights:
+    """Weights from the float32 arrays of a state dict; as wide and with as many classes as they are."""
+    architecture, params = to_towers(networks.TORCHVISION, arrays, NAMES, path)
+    return Weights(
+        architecture=architecture,
+        params=params,
+        mean_image=np.full((256, 256, 3), 255 * np.array(MEAN), np.float32),
+        pca=None,
+        mean_at="crop",
+        classes=classes_of(architecture),
+        source=f"torchvision's alexnet, {path.name}",
+    )
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .pth or .pt file, float32, read by PyTorch in its safe mode, which runs no code of the file."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError(
+            f"{path} needs PyTorch to be read, which is not installed. Install it (pip install torch), or save the "
+            f"weights where it is, by {_SAVE}, and convert that."
+        ) from error
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # what a file that is none of PyTorch's raises is anyone's guess
+        raise UsageError(
+            f"{path} is not read: PyTorch's safe mode refuses it ({type(error).__name__}). Either it holds more than "
+            "tensors, as a whole model does, and loading that would run code from the file; or it is no file of "
+            f"PyTorch's. Save the weights alone, by {_SAVE} or torch.save(model.state_dict(), 'alexnet.pth')."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise UsageError(f"{path} is no state dict, which has a tensor for each name. Save model.state_dict() alone.")
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise UsageError(f"{path}: {name} is {tensor.dtype}; accepted are floating-point types. Save it as one.")
+    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}

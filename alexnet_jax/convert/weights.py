@@ -1,0 +1,212 @@
+"""Weights on their own, without a run; and the file that holds them: safetensors, which runs no code."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import get_args
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from alexnet_jax import architectures, augment, evaluate
+from alexnet_jax.architectures import Architecture, Layer
+from alexnet_jax.augment import ColorPCA
+from alexnet_jax.config import UsageError
+from alexnet_jax.files import write_whole
+from alexnet_jax.model import AlexNet
+
+FORMAT, VERSION = "alexnet_jax", "1"  # key and value in the metadata of a file of our own
+ILSVRC_2012 = (
+    "the 1000 classes of ILSVRC-2012 by sorted WordNet id (n01440764 tench first), as TFDS imagenet2012 has them"
+)
+_KINDS = {kind.__name__: kind for kind in get_args(Layer)}
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+_predict = jax.jit(evaluate.predict, static_argnames=("network", "views", "mean_at"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights:
+    """A network with its weights, and what must be known to use it.
+
+    Attributes:
+      architecture: tuple of layers.
+      params: {layer: {"kernel": float32 array, "bias": ...}}, towers first, as AlexNet has it.
+      mean_image: (S, S, 3) float32, pixels in 0..255; pictures have its size.
+      pca: ColorPCA of the training set, or None if the source has none.
+      mean_at: as in augment.means.
+      classes: a sentence on the order of the classes.
+      source: what it was converted from.
+    """
+
+    architecture: Architecture
+    params: dict[str, dict[str, np.ndarray]]
+    mean_image: np.ndarray
+    pca: ColorPCA | None
+    mean_at: augment.MeanAt
+    classes: str
+    source: str
+
+    def predict(self, images, views: int = 1):
+        """Class probabilities of pictures, with the preprocessing that the weights were trained with.
+
+        Args:
+          images: (N, S, S, 3), RGB, pixels in 0..255.
+          views: as in evaluate.predict.
+
+        Returns:
+          (N, K) float32.
+
+        Raises:
+          UsageError: if the pictures do not have the mean image's size.
+        """
+        if np.ndim(images) != 4 or np.shape(images)[1:] != self.mean_image.shape:
+            accepted = ", ".join(map(str, self.mean_image.shape))
+            raise UsageError(
+                f"images have shape {np.shape(images)}; accepted is (N, {accepted}). Rescale the shorter side to "
+                f"{len(self.mean_image)} pixels and cut out the centre."
+            )
+        network = AlexNet(self.architecture)
+        return _predict(self.params, images, self.mean_image, network=network, views=views, mean_at=self.mean_at)
+
+    @property
+    def preprocessing(self) -> str:
+        """What predict takes, and what it does to it, in a sentence."""
+        side, first, colour = len(self.mean_image), self.architecture[0], self.mean_image[0, 0]
+        if (self.mean_image == colour).all():
+            mean = "the colour " + ", ".join(f"{name} {value:g}" for name, value in zip("RGB", colour, strict=True))
+        else:
+            mean = "the mean image at the crop's place" if self.mean_at == "crop" else "the mean image's central part"
+        scale = "" if first.scale == 1 else ", times " + ", ".join(f"{s:.6g}" for s in np.ravel(first.scale))
+        return (
+            f"RGB pixels in 0..255, the shorter side rescaled to {side} and the central {side} x {side} cut out; "
+            f"the network sees {first.size} x {first.size} of it, less {mean}{scale}"
+        )
+
+
+def classes_of(architecture: Architecture) -> str:
+    """The order of the classes in files that do not tell it: 1000 are taken for ILSVRC-2012's."""
+    count = architecture[-1].units
+    return ILSVRC_2012 if count == 1000 else f"{count} classes, in the order of the training that made the weights"
+
+
+def expected(architecture: Architecture) -> dict:
+    """The tree of an architecture's parameters, as jax.ShapeDtypeStruct."""
+    first = architecture[0]
+    images = jax.ShapeDtypeStruct((1, first.size, first.size, first.channels), np.float32)
+    return jax.eval_shape(AlexNet(architecture).init, jax.random.key(0), images)["params"]
+
+
+def check(params: dict, like: dict, path: Path) -> None:
+    """Raises UsageError unless parameters have the names and shapes of what is expected; names the first."""
+    stored, wanted = _flat(params), _flat(like)
+    for name in sorted(stored.keys() | wanted.keys()):
+        has, wants = (list(tree[name].shape) if name in tree else "nothing" for tree in (stored, wanted))
+        if has != wants:
+            raise UsageError(
+                f"{path} has {has} for {name}, and its architecture takes {wants}: it was changed, or written by "
+                "another version. Convert the source again."
+            )
+
+
+def write(weights: Weights, path: Path) -> None:
+    """Writes our .safetensors file, whole or not at all."""
+    arrays = {**_flat(weights.params), "mean_image": weights.mean_image}
+    if weights.pca is not None:
+        arrays |= {"eigenvectors": weights.pca.eigenvectors, "eigenvalues": weights.pca.eigenvalues}
+    metadata = {FORMAT: VERSION, "architecture": to_json(weights.architecture)}
+    metadata |= {name: getattr(weights, name) for name in ("mean_at", "classes", "source")}
+    # In the order of memory: safetensors writes the bytes as they lie.
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    write_whole(path, safetensors.numpy.save(arrays, metadata))
+
+
+def load(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """The metadata and the arrays, as float32, of any .safetensors file; UsageError if it is none."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            names = list(file.keys())
+            for name in names:
+                if (kind := file.get_slice(name).get_dtype()) not in _FLOATS:
+                    raise UsageError(
+                        f"{path}: {name} is of type {kind}; accepted are {', '.join(_FLOATS)}. Save it as one of them."
+                    )
+            return file.metadata() or {}, {name: file.get_tensor(name).astype(np.float32) for name in names}
+    except safetensors.SafetensorError as error:
+        raise UsageError(
+            f"{path} is no .safetensors file ({error}): it is another, or a part of one. Copy or save it again."
+        ) from error
+
+
+def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) -> Weights:
+    """The weights in what `load` read from a file that `write` wrote; UsageError if it does not fit together."""
+    wanted = {FORMAT, "architecture", "mean_at", "classes", "source"}
+    if missing := wanted - metadata.keys():
+        raise UsageError(f"{path} lacks {', '.join(sorted(missing))} in its metadata. Convert the source again.")
+    if metadata[FORMAT] != VERSION:
+        raise UsageError(
+            f"{path} is of version {metadata[FORMAT]!r} of our format; accepted is {VERSION!r}. Update this program, "
+            "or convert the source again."
+        )
+    if metadata["mean_at"] not in get_args(augment.MeanAt):
+        raise UsageError(
+            f"{path}: mean_at is {metadata['mean_at']!r}; accepted are {get_args(augment.MeanAt)}. "
+            "Convert the source again."
+        )
+    try:
+        architecture = from_json(metadata["architecture"])
+        architectures.check(architecture)
+        like = expected(architecture)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UsageError(
+            f"{path} has an architecture that is not understood ({error}): it was changed, or written by a newer "
+            "version. Update this program, or convert the source again."
+        ) from error
+    mean_image = arrays.pop("mean_image", np.zeros(()))
+    size = architecture[0].size
+    if mean_image.shape != (*mean_image.shape[:1] * 2, 3) or len(mean_image) < size:
+        raise UsageError(
+            f"{path}: mean_image is {list(mean_image.shape)}; accepted is [S, S, 3] with S of at least {size}. "
+            "Convert the source again."
+        )
+    pca = tuple(arrays.pop(name) for name in ("eigenvectors", "eigenvalues") if name in arrays)
+    if [array.shape for array in pca] not in ([], [(3, 3), (3,)]):
+        raise UsageError(
+            f"{path}: the colour PCA is not eigenvectors [3, 3] and eigenvalues [3]. Convert the source again."
+        )
+    params = {}
+    for name, array in arrays.items():
+        layer, _, kind = name.rpartition("/")
+        params.setdefault(layer, {})[kind] = array
+    check(params, like, path)
+    told = (metadata[name] for name in ("mean_at", "classes", "source"))
+    return Weights(architecture, params, mean_image, ColorPCA(*pca) if pca else None, *told)
+
+
+def to_json(architecture: Architecture) -> str:
+    """An architecture as text: a list of [kind, fields]."""
+    return json.dumps([[type(layer).__name__, dataclasses.asdict(layer)] for layer in architecture])
+
+
+def from_json(text: str) -> Architecture:
+    """What to_json wrote, strictly: TypeError or ValueError for a kind or a field that is not known."""
+    return tuple(_layer(kind, dict(fields)) for kind, fields in json.loads(text))
+
+
+def _layer(kind, fields):
+    if kind not in _KINDS:
+        raise ValueError(f"{kind!r} is no layer; there are {', '.join(_KINDS)}.")
+    names = [field.name for field in dataclasses.fields(_KINDS[kind])]
+    if unknown := fields.keys() - set(names):
+        raise ValueError(f"{kind} has no field {', '.join(sorted(unknown))}; it has {', '.join(names) or 'none'}.")
+    return _KINDS[kind](**{name: _tuples(value) for name, value in fields.items()})
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _flat(params):
+    return {f"{layer}/{name}": array for layer, arrays in params.items() for name, array in arrays.items()}

@@ -1,0 +1,43 @@
+"""The weights of a run of main.py: its last checkpoint, with the statistics of its training set."""
+
+from pathlib import Path
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import networks
+from alexnet_jax.architectures import with_classes
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import UsageError
+from alexnet_jax.convert.weights import ILSVRC_2012, Weights, check, expected
+from alexnet_jax.data.statistics import Statistics
+
+
+def read(workdir: Path) -> Weights:
+    """Weights of a workdir's last checkpoint."""
+    for name in ("config.json", "statistics.npz"):
+        if not (workdir / name).exists():
+            raise UsageError(f"{workdir} holds no run: it has no {name}. Give the workdir of a run of main.py.")
+    config = config_lib.load(workdir / "config.json")
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.step_of("last")
+        params, notes = checkpoints.params(step)
+    # Not from the arrays: the last layer of an odd number of classes is rounded up to the towers.
+    classes = notes.get("num_classes") or config.num_classes
+    if not classes or config.architecture not in networks.NAMED:
+        raise UsageError(
+            f"{workdir} holds a run of another version of this program, which does not tell its "
+            f"{'architecture' if classes else 'number of classes'}. Convert it with the version that trained it."
+        )
+    architecture = with_classes(networks.NAMED[config.architecture], classes)
+    check(params, expected(architecture), workdir)
+    statistics = Statistics.load(workdir / "statistics.npz")
+    # Of folder:PATH the last folder alone: the file may go to others, whom the path does not concern.
+    dataset = config.dataset.rstrip("/").rpartition("/")[2]
+    return Weights(
+        architecture=architecture,
+        params=params,
+        mean_image=statistics.mean_image,
+        pca=statistics.pca,
+        mean_at=config.get("mean_at", "crop"),
+        classes=ILSVRC_2012 if dataset == "imagenet2012" and classes == 1000 else f"{classes} classes of {dataset}",
+        source=f"step {step} of the run {workdir.resolve().name} ({config.architecture})",
+    )

@@ -1,0 +1,162 @@
+"""A network as one file for serving: its weights, its mean and its crops are in it, and none of our code is needed.
+
+stablehlo    one file, by jax.export, for JAX on CPUs, CUDA GPUs and TPUs; it is read by the JAX that wrote it and,
+             as JAX promises, by those of the next six months
+savedmodel   a folder, for TensorFlow and what serves it; the network in it is one operation, XlaCallModule
+
+Both take pictures and give class probabilities, any number at a time, from 1 on. LOADING says how.
+"""
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from jax import export as jax_export
+from jax.extend import mlir
+from jax.extend.mlir.dialects import stablehlo
+from jax.interpreters.mlir import make_ir_context
+
+from alexnet_jax import convert
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import UsageError
+from alexnet_jax.convert import Weights
+from alexnet_jax.files import write_whole
+
+Format = Literal["stablehlo", "savedmodel"]
+LOADING = {
+    "stablehlo": "jax.export.deserialize(pathlib.Path({path!r}).read_bytes()).call(images)",
+    "savedmodel": 'tf.saved_model.load({path!r}).signatures["serving_default"](images=images)["probabilities"]',
+}
+PLATFORMS = ("cpu", "cuda", "tpu")
+TOLERANCE = 1e-5  # of the largest logarithm of a probability: a difference that means the same in every network
+
+
+def export(weights: Weights, path: str | Path, *, format: Format, views: int = 1) -> None:
+    """Writes a network for serving, reads it back, and compares it with the network on random pictures.
+
+    images (n, S, S, 3) uint8, pixels in 0..255, S as the mean image has it -> probabilities (n, K) float32
+
+    The comparison runs on JAX's default device, and for "savedmodel" also on TensorFlow's: let both be CPUs, as
+    `python -m alexnet_jax export` does, for accelerators round float32 products in ways of their own.
+
+    Args:
+      weights: the network; it computes in float32.
+      path: of the file, or for "savedmodel" of the folder; what was exported there before is replaced when the
+        new is complete.
+      format: "stablehlo" or "savedmodel".
+      views: as in evaluate.predict.
+
+    Raises:
+      UsageError: if path cannot be written; or, when it is written, if it gives other probabilities.
+    """
+    path = check_path(path, format)
+    if format == "stablehlo":
+        write_whole(path, _staged(weights, lambda images: weights.predict(images, views)).serialize())
+    else:
+        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as beside:
+            new, old = Path(beside, "new"), Path(beside, "old")
+            _save_for_tensorflow(weights, new, views)
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+    check(weights, path, format=format, views=views)
+
+
+def check_path(path: str | Path, format: Format) -> Path:
+    """The path, if an export can be written there; raises UsageError if not."""
+    path = Path(path).expanduser().absolute()
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} is to be written, but there is no folder {path.parent}. Make it, or give another.")
+    if format == "stablehlo" and path.is_dir():
+        raise UsageError(f"{path} is a folder; accepted is the name of a file. Give such a name.")
+    if format == "savedmodel" and path.exists() and not (path / "saved_model.pb").exists():
+        raise UsageError(f"{path} is there and is no SavedModel; accepted is a new name, or a SavedModel to replace.")
+    return path
+
+
+def check(weights: Weights, path: Path, *, format: Format, views: int) -> None:
+    """Raises UsageError unless what is written gives the network's probabilities; arguments as in export."""
+    load = {"stablehlo": _load_in_jax, "savedmodel": _load_in_tensorflow}[format]
+    loaded, rng = load(path), np.random.default_rng(0)
+    for n in (1, 3):
+        images = rng.integers(0, 256, (n, *weights.mean_image.shape), np.uint8)
+        gives, wanted = (
+            np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))  # finite where it underflows
+            for probabilities in (loaded(images), weights.predict(images, views))
+        )
+        difference = np.abs(gives - wanted).max() / np.abs(wanted).max()
+        if not difference <= TOLERANCE:
+            raise UsageError(
+                f"{path} was written, but for random pictures, {n} at a time, the logarithms of its probabilities are "
+                f"off by {difference:.2g} of the largest; accepted is {TOLERANCE:g}. Do not use it. Export again on "
+                "CPUs, with the versions of JAX and TensorFlow in requirements.txt."
+            )
+
+
+def of_run(workdir: str | Path, checkpoint: Literal["last", "best"] = "last") -> Weights:
+    """The weights of a run's checkpoint; UsageError if there is none."""
+    weights = convert.read(workdir)
+    if checkpoint == "last":
+        return weights
+    with Checkpoints(Path(workdir).expanduser()) as checkpoints:
+        step = checkpoints.step_of("best")
+        params, _ = checkpoints.params(step)
+    return dataclasses.replace(weights, params=params, source=f"step {step}, the best, of {weights.source}")
+
+
+def _staged(weights, function, *arrays):
+    """function(*arrays, images), lowered for any number of images and for all platforms."""
+    (n,) = jax_export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((n, *weights.mean_image.shape), np.uint8)
+    return jax_export.export(jax.jit(function), platforms=PLATFORMS)(*arrays, images)
+
+
+def _save_for_tensorflow(weights, path, views):
+    import tensorflow as tf
+    from tensorflow.compiler.tf2xla.python import xla
+
+    def probabilities(params, mean_image, images):
+        return dataclasses.replace(weights, params=params, mean_image=mean_image).predict(images, views)
+
+    arrays = weights.params, weights.mean_image
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
+    exported = _staged(weights, probabilities, *like)
+    with make_ir_context():
+        # jax2tf makes the same operation, but its StableHLO is only four weeks older than its JAX: what JAX 0.12
+        # writes, TensorFlow 2.21 cannot read. The oldest StableHLO can be read by all.
+        module = mlir.deserialize_portable_artifact(exported.mlir_module_serialized)
+        module = mlir.serialize_portable_artifact(module, stablehlo.get_minimum_version())
+    model = tf.Module()
+    # As variables, for as constants they might not fit into a protocol buffer, which ends at 2 GB.
+    model.variables_in_order = [tf.Variable(a, trainable=False) for a in jax.tree.leaves(arrays)]
+
+    @functools.partial(tf.function, autograph=False)
+    def serve(images):
+        arguments = [*model.variables_in_order, images]
+        (answer,) = xla.call_module(
+            [arguments[i] for i in exported.module_kept_var_idx],
+            version=exported.calling_convention_version,
+            module=module,
+            Tout=[tf.float32],
+            Sout=[(None, exported.out_avals[0].shape[1])],
+            platforms=[platform.upper() for platform in PLATFORMS],
+        )
+        return {"probabilities": answer}
+
+    images = tf.TensorSpec((None, *weights.mean_image.shape), tf.uint8, "images")
+    tf.saved_model.save(model, path, signatures=serve.get_concrete_function(images))
+
+
+def _load_in_jax(path):
+    return jax_export.deserialize(path.read_bytes()).call
+
+
+def _load_in_tensorflow(path):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(path)
+    return lambda images: loaded.signatures["serving_default"](images=tf.constant(images))["probabilities"]

@@ -1,0 +1,362 @@
+"""The named networks: the paper's (section 3), and those that stand beside it. Each is a tuple of layers.
+
+docs/fidelity.md says where they differ, and what holds each difference.
+"""
+
+import math
+
+from alexnet_jax.architectures import (
+    LRN,
+    RBF,
+    Architecture,
+    AveragePool,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    Input,
+    MaxPool,
+    ReLU,
+    SameMapLRN,
+    Subsample,
+    Tanh,
+    replace,
+    without,
+)
+
+PAPER: Architecture = (
+    Input(224, towers=2),
+    Conv(96, 11, stride=4, padding=(0, 3)),
+    ReLU(),
+    LRN(),
+    MaxPool(3, 2),
+    Conv(256, 5, padding=2, bias=1.0),
+    ReLU(),
+    LRN(),
+    MaxPool(3, 2),
+    Conv(384, 3, padding=1, sees="all"),
+    ReLU(),
+    Conv(384, 3, padding=1, bias=1.0),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=1.0),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(1000),
+)
+"""Krizhevsky, Sutskever and Hinton (2012), as written there."""
+
+SOURCE_2012: Architecture = (
+    Input(224, towers=2),
+    Conv(96, 11, stride=4, padding=(0, 3)),
+    LRN(average=True),
+    MaxPool(3, 2),
+    ReLU(),
+    Conv(256, 5, padding=2, bias=1.0),
+    ReLU(),
+    LRN(average=True),
+    SameMapLRN(),
+    MaxPool(3, 2),
+    Conv(384, 3, padding=1, sees="all", std=0.03),
+    ReLU(),
+    Conv(384, 3, padding=1, bias=1.0, std=0.03),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=1.0, std=0.03),
+    MaxPool(3, 2),
+    ReLU(),
+    Flatten(),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(1000),
+)
+"""The authors' own program for the run that the paper reports (its layers-145.cfg)."""
+
+SLIDES: Architecture = (
+    Input(227),
+    Conv(96, 11, stride=4),
+    ReLU(),
+    LRN(average=True),
+    MaxPool(3, 2),
+    Conv(256, 5, padding=2, bias=1.0),
+    ReLU(),
+    LRN(average=True),
+    MaxPool(3, 2),
+    Conv(384, 3, padding=1),
+    ReLU(),
+    Conv(384, 3, padding=1, bias=1.0),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=1.0),
+    MaxPool(3, 2),
+    Flatten(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dense(1000, bias=1.0),
+)
+"""The one-column PyTorch network of a 2022 seminar on the paper."""
+
+ONE_GPU: Architecture = (
+    Input(224),
+    Conv(48, 11, stride=4, padding=(0, 3)),
+    ReLU(),
+    LRN(),
+    MaxPool(3, 2),
+    Conv(128, 5, padding=2, bias=1.0),
+    ReLU(),
+    LRN(),
+    MaxPool(3, 2),
+    Conv(192, 3, padding=1),
+    ReLU(),
+    Conv(192, 3, padding=1, bias=1.0),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=1.0),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(1000),
+)
+"""The paper's comparison in section 3.2, without the second tower.
+
+Half of the kernels in each layer, but all of conv5's and of the dense neurons, so that it has about as many
+parameters as two towers (footnote there; the 2012 program's layers-145-half.cfg).
+"""
+
+SIX_CONV: Architecture = (
+    *PAPER[:16],  # to the last pool
+    Conv(256, 3, padding=1, sees="all", bias=1.0),
+    ReLU(),
+    *PAPER[16:],
+)
+"""The paper's "1 CNN*" (section 6): a sixth convolution behind the last pool.
+
+The paper gives neither its size nor its bias; these are the 2012 program's (its layers-146.cfg).
+"""
+
+CAFFE_ALEXNET: Architecture = (
+    Input(227, towers=2),
+    Conv(96, 11, stride=4),
+    ReLU(),
+    LRN(k=1.0, average=True, sees="all"),
+    MaxPool(3, 2),
+    Conv(256, 5, padding=2, bias=0.1),
+    ReLU(),
+    LRN(k=1.0, average=True, sees="all"),
+    MaxPool(3, 2),
+    Conv(384, 3, padding=1, sees="all"),
+    ReLU(),
+    Conv(384, 3, padding=1, bias=0.1),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=0.1),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dense(4096, bias=0.1, std=0.005),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, bias=0.1, std=0.005),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(1000),
+)
+"""Caffe's bvlc_alexnet."""
+
+CAFFENET: Architecture = (
+    Input(227, towers=2),
+    Conv(96, 11, stride=4),
+    ReLU(),
+    MaxPool(3, 2),
+    LRN(k=1.0, average=True, sees="all"),
+    Conv(256, 5, padding=2, bias=1.0),
+    ReLU(),
+    MaxPool(3, 2),
+    LRN(k=1.0, average=True, sees="all"),
+    Conv(384, 3, padding=1, sees="all"),
+    ReLU(),
+    Conv(384, 3, padding=1, bias=1.0),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=1.0),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dense(4096, bias=1.0, std=0.005),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, bias=1.0, std=0.005),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(1000),
+)
+"""Caffe's bvlc_reference_caffenet: pooling before normalization, and the biases of the paper."""
+
+TORCHVISION: Architecture = (
+    Input(224, scale=(1 / (255 * 0.229), 1 / (255 * 0.224), 1 / (255 * 0.225))),
+    Conv(64, 11, stride=4, padding=2, std=(3 * 363) ** -0.5),
+    ReLU(),
+    MaxPool(3, 2),
+    Conv(192, 5, padding=2, std=(3 * 1600) ** -0.5),
+    ReLU(),
+    MaxPool(3, 2),
+    Conv(384, 3, padding=1, std=(3 * 1728) ** -0.5),
+    ReLU(),
+    Conv(256, 3, padding=1, std=(3 * 3456) ** -0.5),
+    ReLU(),
+    Conv(256, 3, padding=1, std=(3 * 2304) ** -0.5),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, std=(3 * 9216) ** -0.5),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, std=(3 * 4096) ** -0.5),
+    ReLU(),
+    Dense(1000, std=(3 * 4096) ** -0.5),
+)
+"""torchvision's alexnet: one column, other widths (those of Krizhevsky 2014), no normalization.
+
+Each std is that of PyTorch's own start, which is uniform over +-1/sqrt(fan-in); biases start at 0.
+"""
+
+_LENET5_C3 = (
+    *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
+    *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
+    *((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5), (0, 1, 2, 3, 4, 5)),
+)
+_DIGITS = """
+.#####.  ...##..  .#####.  .#####.  ....##.  #######  ..####.  #######  .#####.  .#####.
+##...##  ..###..  ##...##  ##...##  ...###.  ##.....  .##....  ##...##  ##...##  ##...##
+##...##  .####..  ##...##  .....##  ..####.  ##.....  ##.....  .....##  ##...##  ##...##
+##...##  ...##..  .....##  .....##  .##.##.  ##.....  ##.....  ....##.  ##...##  ##...##
+##..###  ...##..  .....##  .....##  ##..##.  ######.  ##.....  ....##.  .##.##.  ##...##
+##.####  ...##..  ....##.  ..####.  ##..##.  ##...##  ######.  ...##..  ..###..  ##...##
+####.##  ...##..  ...##..  .....##  #######  .....##  ##...##  ...##..  .##.##.  .######
+###..##  ...##..  ..##...  .....##  ....##.  .....##  ##...##  ..##...  ##...##  .....##
+##...##  ...##..  .##....  .....##  ....##.  .....##  ##...##  ..##...  ##...##  .....##
+##...##  ...##..  ##.....  ##...##  ....##.  ##...##  ##...##  .##....  ##...##  .....##
+##...##  ...##..  ##.....  ##...##  ....##.  ##...##  ##...##  .##....  ##...##  ....##.
+.#####.  .######  #######  .#####.  ....##.  .#####.  .#####.  .##....  .#####.  .####..
+"""
+
+LENET5: Architecture = (
+    Input(28, channels=1, scale=1.275 / 255),
+    Conv(6, 5, padding=2, std=2.4 / 25 / math.sqrt(3)),
+    Tanh(1.7159, 2 / 3),
+    Subsample(2),
+    Tanh(1.7159, 2 / 3),
+    Conv(16, 5, std=2.4 / 94 / math.sqrt(3), table=_LENET5_C3),
+    Tanh(1.7159, 2 / 3),
+    Subsample(2),
+    Tanh(1.7159, 2 / 3),
+    Conv(120, 5, std=2.4 / 400 / math.sqrt(3)),
+    Tanh(1.7159, 2 / 3),
+    Flatten(),
+    Dense(84, std=2.4 / 120 / math.sqrt(3)),
+    Tanh(1.7159, 2 / 3),
+    RBF(tuple("".join(rows) for rows in zip(*map(str.split, _DIGITS.strip().splitlines()), strict=True))),
+)
+"""LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document recognition".
+
+C1 S2 C3 S4 C5 F6 are conv1 subsample2 conv3 subsample4 conv5 fc6. Its field of 32 x 32 pixels is a digit of
+28 x 28 with two pixels of background on each side: what the padding of C1 adds once the mean is subtracted. A
+stroke is 1.275 brighter than the background. The stds are those of its uniform starts, +-2.4/fan-in (C3's: its
+mean fan-in). The codes are digits of 7 x 12 pixels, as theirs are, in a hand of our own. The loss is that of their
+equation 9; they do not give its constant j (`rubbish`).
+"""
+
+CIFAR_FOUR_LAYER: Architecture = (
+    Input(32),
+    Conv(32, 5, padding=2, std=0.0001),
+    MaxPool(3, 2, round_up=True),
+    ReLU(),
+    Conv(32, 5, padding=2),
+    ReLU(),
+    AveragePool(3, 2, round_up=True),
+    Conv(64, 5, padding=2),
+    ReLU(),
+    AveragePool(3, 2, round_up=True),
+    Flatten(),
+    Dense(10),
+)
+"""The four-layer network for CIFAR-10 of the paper's figure 1 and section 3.3.
+
+The paper gives no details; these are the 2012 program's (its layers-18pct.cfg), without the norms.
+"""
+
+QUICKSTART: Architecture = (
+    Input(28, towers=2),
+    Conv(32, 5, padding=2, std=0.02),
+    ReLU(),
+    LRN(),
+    MaxPool(3, 2),
+    Conv(64, 5, padding=2, bias=0.1, std=0.03),
+    ReLU(),
+    LRN(),
+    MaxPool(3, 2),
+    Conv(96, 3, padding=1, sees="all", std=0.04),
+    ReLU(),
+    Conv(96, 3, padding=1, bias=0.1, std=0.05),
+    ReLU(),
+    Conv(64, 3, padding=1, bias=0.1, std=0.05),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dense(256, bias=0.1, std=0.06),
+    ReLU(),
+    Dropout(0.5),
+    Dense(256, bias=0.1, std=0.06),
+    ReLU(),
+    Dropout(0.5),
+    Dense(10, std=0.06),
+)
+"""The paper's ideas in a network that two CPU cores train in a minute or two.
+
+Narrow layers need larger weights than N(0, 0.01^2) to pass a signal through.
+"""
+
+ABLATIONS = {
+    "PAPER_NO_LRN": without(PAPER, LRN),
+    "PAPER_NO_OVERLAP": replace(PAPER, MaxPool, MaxPool(2, 2)),  # the same 27, 13 and 6 pixels
+    "PAPER_TANH": replace(PAPER, ReLU, Tanh()),
+    "PAPER_NO_DROPOUT": without(PAPER, Dropout),
+    "PAPER_ONE_COLUMN": replace(PAPER, Input, towers=1),  # each kernel sees all maps
+    # Without fc7 it is the same network as without fc6.
+    **{f"PAPER_NO_{name.upper()}": without(PAPER, name) for name in ("conv2", "conv3", "conv4", "conv5", "fc6")},
+}
+"""The paper's network less one of its ideas (sections 3.1 to 3.4, 4.2 and 7)."""
+
+NAMED = {
+    "PAPER": PAPER,
+    "SOURCE_2012": SOURCE_2012,
+    "SLIDES": SLIDES,
+    "ONE_GPU": ONE_GPU,
+    "SIX_CONV": SIX_CONV,
+    "CAFFE_ALEXNET": CAFFE_ALEXNET,
+    "CAFFENET": CAFFENET,
+    "TORCHVISION": TORCHVISION,
+    "LENET5": LENET5,
+    "CIFAR_FOUR_LAYER": CIFAR_FOUR_LAYER,
+    "CIFAR_FOUR_LAYER_TANH": replace(CIFAR_FOUR_LAYER, ReLU, Tanh()),
+    "CIFAR_FOUR_LAYER_LRN": (*CIFAR_FOUR_LAYER[:4], LRN(), *CIFAR_FOUR_LAYER[4:7], LRN(), *CIFAR_FOUR_LAYER[7:]),
+    "QUICKSTART": QUICKSTART,
+    **ABLATIONS,
+}
+"""What `config.architecture` accepts."""

@@ -1,0 +1,160 @@
+"""Networks and training steps against PyTorch, whose numbers golden/networks.py made; the tests do not need it."""
+
+import dataclasses
+import importlib
+import itertools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import weights
+from tiny import place, put, recipe_of, statistics_of
+
+from alexnet_jax import (
+    CAFFENET,
+    LRN,
+    SLIDES,
+    TORCHVISION,
+    AlexNet,
+    Conv,
+    Dense,
+    Flatten,
+    Input,
+    MaxPool,
+    ReLU,
+    train,
+)
+from alexnet_jax.architectures import WEIGHTED, layer_names, towers_of
+from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.evaluate import cross_entropy
+
+NETWORKS = {"SLIDES": SLIDES, "TORCHVISION": TORCHVISION, "CAFFENET": CAFFENET}
+TRAINED = (
+    Input(28, towers=2, scale=1 / 64),
+    Conv(8, 5, stride=2, padding=(0, 3)),
+    ReLU(),
+    LRN(alpha=0.05),
+    MaxPool(3, 2),
+    Conv(16, 3, padding=1),
+    ReLU(),
+    MaxPool(3, 2),
+    Conv(16, 3, padding=1, sees="all"),
+    ReLU(),
+    Flatten(),
+    Dense(32),
+    ReLU(),
+    Dense(6),
+)
+FOLDER = Path(__file__).parent / "golden"
+with np.load(FOLDER / "networks.npz") as file:
+    GOLDEN = dict(file)
+
+
+def narrowed(architecture, width):
+    """The architecture with `width` times fewer maps and units in each layer."""
+    narrow = []
+    for layer in architecture:
+        if isinstance(layer, Conv):
+            layer = dataclasses.replace(layer, maps=layer.maps // width)
+        if isinstance(layer, Dense):
+            layer = dataclasses.replace(layer, units=layer.units // width)
+        narrow.append(layer)
+    return tuple(narrow)
+
+
+def to_ours(arrays, architecture):
+    """Our parameters, towers first and maps last, from arrays of PyTorch's layout and names."""
+    towers, before, params = towers_of(architecture), None, {}
+    layers = zip(layer_names(architecture), architecture, strict=True)
+    ours = [name for name, layer in layers if isinstance(layer, WEIGHTED)]
+    theirs = [name.removesuffix(".weight") for name in arrays if name.endswith(".weight")]
+    for name, source in zip(ours, theirs, strict=True):
+        weight = arrays[f"{source}.weight"]
+        outputs, inputs, *window = weight.shape
+        if window:
+            kernel = weight.reshape(towers, -1, inputs, *window).transpose(0, 3, 4, 2, 1)  # (T, h, w, C, O/T)
+        else:
+            side = math.isqrt(inputs // before)  # of the maps that were flattened, or 1
+            rows = weight.reshape(outputs, towers, -1, side, side).transpose(0, 1, 3, 4, 2)  # (O, T, H, W, C/T)
+            kernel = rows.reshape(towers, -1, inputs).transpose(0, 2, 1)  # (T, I, O/T)
+        params[name] = {"kernel": kernel, "bias": arrays[f"{source}.bias"].reshape(towers, -1)}
+        before = outputs
+    return params
+
+
+def to_torch(params, arrays, architecture):
+    """The way back, to the layout and names of `arrays`."""
+    places = to_ours({name: np.arange(a.size).reshape(a.shape) for name, a in arrays.items()}, architecture)
+    back = {}
+    for name, (layer, kind) in zip(arrays, itertools.product(places, ("kernel", "bias")), strict=True):
+        back[name] = np.empty(arrays[name].size)
+        back[name][places[layer][kind].ravel()] = np.ravel(params[layer][kind])
+        back[name] = back[name].reshape(arrays[name].shape)
+    return back
+
+
+def assert_near(got, want, of=None):
+    """To 1e-5 of the largest, or of something else."""
+    of = np.abs(want).max() if of is None else of
+    made_with = "The goldens were made with " + ", ".join(GOLDEN["versions"])
+    np.testing.assert_allclose(got / of, want / of, rtol=0, atol=1e-5, err_msg=made_with)
+
+
+@pytest.mark.parametrize("width", [16, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_loss_and_gradients_equal_pytorch_s(name, width):
+    architecture, where = narrowed(NETWORKS[name], width), f"{name}/{width}"
+    arrays, (images, labels) = weights.parameters(name, width), weights.inputs(name)
+    params = to_ours(arrays, architecture)
+
+    def loss_of(params, dtype):
+        logits = AlexNet(architecture, dtype=dtype).apply({"params": params}, images)
+        return cross_entropy(logits, labels).mean(), logits
+
+    loss, logits = jax.jit(loss_of, static_argnums=1)(params, jnp.float32)
+    assert_near(logits, GOLDEN[f"{where}/logits"])
+    assert_near(loss, GOLDEN[f"{where}/loss"])
+
+    with jax.enable_x64(True):
+        step = jax.jit(jax.value_and_grad(loss_of, has_aux=True), static_argnums=1)
+        (loss, logits), gradients = step(jax.tree.map(np.float64, params), jnp.float64)
+    assert_near(logits, GOLDEN[f"{where}/logits"])
+    assert_near(loss, GOLDEN[f"{where}/loss"])
+    for parameter, gradient in to_torch(gradients, arrays, architecture).items():
+        norm, product, *elements = weights.probe(gradient)
+        wanted_norm, wanted_product, *wanted_elements = GOLDEN[f"{where}/{parameter}"]
+        assert_near(norm, wanted_norm)
+        assert_near(product, wanted_product, of=wanted_norm)
+        assert_near(np.array(elements), np.array(wanted_elements))
+
+
+def test_twenty_steps_of_the_paper_s_rule_equal_its_formula_in_pytorch():
+    recipe = recipe_of(place(architecture=TRAINED), TRAINED, crop=False, flip=False, pca_std=0.0)
+    recipe = dataclasses.replace(recipe, update_rule="paper", learning_rate=weights.RATE)
+    arrays, (pictures, labels, mean) = weights.parameters("TRAINED"), weights.training_set()
+    state = train.init_state(recipe=recipe).replace(params=to_ours(arrays, TRAINED))
+    state = jax.device_put(state, train.state_shardings(state, recipe))
+    statistics, losses = Statistics(mean, statistics_of().pca), []
+    for step in range(20):
+        if step == 10:
+            state = state.replace(schedule=state.schedule._replace(scale=0.1 * state.schedule.scale))
+        rows = np.arange(8) + 8 * (step % 4)
+        batch = {"image": pictures[rows], "label": labels[rows], "index": rows.astype(np.uint32)}
+        state, metrics = train.train_step(state, put(batch, recipe), statistics, recipe=recipe)
+        losses.append(float(metrics["loss"]))
+    for loss, wanted in zip(losses, GOLDEN["TRAINED/losses"], strict=True):
+        assert_near(loss, wanted)
+    for name, array in to_torch(jax.device_get(state.params), arrays, TRAINED).items():
+        assert_near(array, GOLDEN[f"TRAINED/{name}"])
+
+
+def test_the_script_still_makes_these_goldens(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(FOLDER)
+    made = importlib.import_module("networks").goldens(widths=(16,))
+    del made["versions"]
+    for name, array in made.items():
+        np.testing.assert_allclose(array, GOLDEN[name], rtol=1e-9, atol=1e-9 * np.abs(array).max(), err_msg=name)
