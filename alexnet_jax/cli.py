@@ -31,11 +31,15 @@ def main(arguments: list[str] | None = None) -> None:
     prepare.add_argument("--image_size", type=int, default=256, help="side of the pictures in pixels")
     prepare.set_defaults(run=_prepare)
 
-    evaluate = commands.add_parser("evaluate", help="errors of a run's checkpoint, one view and ten")
-    evaluate.add_argument("--workdir", required=True, help="folder of the run")
-    evaluate.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    evaluate = commands.add_parser("evaluate", help="errors of a run's checkpoint or of weights, one view and ten")
+    network = evaluate.add_mutually_exclusive_group(required=True)
+    network.add_argument("--workdir", help="folder of the run")
+    network.add_argument("--weights", help="or a file of weights, as convert takes it; with --dataset")
+    evaluate.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
+    evaluate.add_argument("--dataset", help="for --weights: as config.dataset")
+    evaluate.add_argument("--split", default="", help="for --weights: as config.eval_split")
     evaluate.add_argument("--data_dir", help="instead of the run's own")
-    evaluate.add_argument("--batch_size", type=int, help="instead of the run's own")
+    evaluate.add_argument("--batch_size", type=_positive, help="instead of the run's own")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object more")
     evaluate.add_argument("--coordinator", default="", help="HOST:PORT of process 0, if there are several processes")
     evaluate.add_argument("--num_processes", type=int, default=0, help="how many there are")
@@ -122,12 +126,26 @@ def _prepare(options):
 
 def _evaluate(options):
     from alexnet_jax import data, hosts, loop
+    from alexnet_jax.config import UsageError
 
+    if options.weights and not options.dataset:
+        raise UsageError("--dataset is missing: weights are not those of one data set. Give --dataset=NAME.")
+    if options.workdir and (options.dataset or options.split):
+        raise UsageError("--dataset and --split go with --weights; a run is evaluated on its own. Leave them out.")
     data.hide_accelerators_from_tensorflow()
     with hosts.session(options.coordinator, options.num_processes, options.process_id, options.timeout):
-        errors = loop.evaluate_workdir(
-            options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size
-        )
+        if options.weights:
+            errors = loop.evaluate_weights(
+                options.weights,
+                dataset=options.dataset,
+                split=options.split,
+                data_dir=options.data_dir or "",
+                batch_size=options.batch_size or 128,
+            )
+        else:
+            errors = loop.evaluate_workdir(
+                options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size
+            )
     if options.json:
         hosts.say(json.dumps({name: dataclasses.asdict(e) for name, e in errors.items()}))
 
@@ -156,7 +174,7 @@ def _export(options):
     if options.format == "savedmodel":
         data.hide_accelerators_from_tensorflow()
     path = export.check_path(options.output, options.format)
-    weights = export.of_run(options.workdir, options.checkpoint) if options.workdir else convert.read(options.weights)
+    weights = convert.read(options.workdir or options.weights, checkpoint=options.checkpoint)
     export.export(weights, path, format=options.format, views=options.views)
     files = [file for file in (path, *path.rglob("*")) if file.is_file()]
     print(f"Read: {weights.source}")

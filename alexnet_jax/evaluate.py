@@ -67,7 +67,7 @@ def evaluate(
 
 
 @functools.partial(jax.jit, static_argnames=("network", "views", "mean_at"))
-def count_errors(params, batch, mean_image, *, network: AlexNet, views: int, mean_at: augment.MeanAt):
+def count_errors(params, batch, mean_image, *, network: AlexNet, views: int, mean_at: augment.MeanAt = "crop"):
     """Sums over the unmasked pictures of a batch: top1_wrong, top5_wrong, loss, examples.
 
     Args:

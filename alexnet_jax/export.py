@@ -20,8 +20,6 @@ from jax.extend import mlir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters.mlir import make_ir_context
 
-from alexnet_jax import convert
-from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import UsageError
 from alexnet_jax.convert import Weights
 from alexnet_jax.files import write_whole
@@ -95,17 +93,6 @@ def check(weights: Weights, path: Path, *, format: Format, views: int) -> None:
                 f"off by {difference:.2g} of the largest; accepted is {TOLERANCE:g}. Do not use it. Export again on "
                 "CPUs, with the versions of JAX and TensorFlow in requirements.txt."
             )
-
-
-def of_run(workdir: str | Path, checkpoint: Literal["last", "best"] = "last") -> Weights:
-    """The weights of a run's checkpoint; UsageError if there is none."""
-    weights = convert.read(workdir)
-    if checkpoint == "last":
-        return weights
-    with Checkpoints(Path(workdir).expanduser()) as checkpoints:
-        step = checkpoints.step_of("best")
-        params, _ = checkpoints.params(step)
-    return dataclasses.replace(weights, params=params, source=f"step {step}, the best, of {weights.source}")
 
 
 def _staged(weights, function, *arrays):

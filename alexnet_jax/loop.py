@@ -12,12 +12,13 @@ from clu import parameter_overview, periodic_actions
 from jax.sharding import PartitionSpec
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import convert, hosts, outputs
+from alexnet_jax import convert, hosts, outputs, towers
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import UsageError
 from alexnet_jax.data import batches, sources, survey
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.evaluate import Errors, evaluate
+from alexnet_jax.model import AlexNet, param_specs
 from alexnet_jax.outputs import Journal
 from alexnet_jax.train import (
     Recipe,
@@ -339,6 +340,53 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
     if sigterm.came:
         raise hosts.AgreedError("SIGTERM came before the evaluation was done. Start it again.")
     hosts.say(outputs.errors_table(f"{config.architecture}, {run.data.evaluation.name}", errors))
+    return errors
+
+
+def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "", batch_size: int = 128):
+    """Evaluates weights of whatever source on a data set, with the preprocessing that they were trained with.
+
+    Args:
+      path: as in convert.read.
+      dataset, data_dir: as in the config.
+      split: as the config's eval_split.
+      batch_size: pictures at a time; rounded up to the devices.
+
+    Returns:
+      Errors by "one_view" and "ten_views".
+
+    Raises:
+      UsageError: if there are no such weights or data, or the data has another number of classes.
+    """
+    weights = hosts.together(lambda: convert.read(path))
+    data = hosts.in_turn(
+        lambda: sources.open_dataset(
+            dataset, data_dir, image_size=len(weights.mean_image), train_split=None, eval_split=split
+        )
+    )
+    known = weights.architecture[-1].units
+    if data.num_classes not in (None, known):
+        raise hosts.AgreedError(
+            f"dataset {dataset!r} has {data.num_classes} classes, and {path} knows {weights.classes}; accepted is a "
+            "data set with those classes in that order. Give another --dataset."
+        )
+    placement = towers.place(weights.architecture)
+    network = AlexNet(weights.architecture, placement=placement)
+    params = jax.tree.map(placement.put_whole, weights.params, param_specs(network))
+    errors = {
+        name: evaluate(
+            params,
+            data.evaluation,
+            Statistics(weights.mean_image, weights.pca),
+            network=network,
+            batch_size=batch_size + -batch_size % len(jax.devices()),
+            views=views,
+            mean_at=weights.mean_at,
+        )
+        for name, views in {"one_view": 1, "ten_views": 10}.items()
+    }
+    hosts.say(f"Weights: {weights.source}; {weights.classes}")
+    hosts.say(outputs.errors_table(data.evaluation.name, errors))
     return errors
 
 

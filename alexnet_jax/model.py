@@ -4,7 +4,6 @@ Towers are the first axis of every parameter: kernels have shape (T, h, w, C, O/
 dense weights (T, I, O/T), biases (T, O/T). Activations are a list, one array a tower.
 """
 
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -86,34 +85,20 @@ class AlexNet(nn.Module):
                     hs = _Weights(layer, local, outputs, self.dtype, name=name)(hs)
                 case Subsample():
                     hs = _Subsample(layer, self.dtype, name=name)(hs)
-                case ReLU():
-                    hs = [nn.relu(h) for h in hs]
-                case Tanh(amplitude, slope):
-                    hs = [amplitude * jnp.tanh(slope * h) for h in hs]
                 case LRN(sees="all"):
                     with jax.named_scope(f"into_{name}"):
                         joined = place.join(hs, False, False)
-                    hs = place.own(_normalized(joined, layer), len(hs))
-                case LRN():
-                    hs = [_normalized(h, layer) for h in hs]
-                case SameMapLRN():
-                    hs = [layers.same_map_response_norm(h, **dataclasses.asdict(layer)) for h in hs]
-                case MaxPool(size, stride, round_up):
-                    hs = [layers.max_pool(h, size, stride, round_up=round_up) for h in hs]
-                case AveragePool(size, stride, round_up):
-                    hs = [layers.average_pool(h, size, stride, round_up=round_up) for h in hs]
-                case Flatten():
-                    hs = [h.reshape(h.shape[0], -1) for h in hs]  # (N, H W C)
+                    hs = place.own(_within_a_tower(layer, joined), len(hs))
                 case Dropout() if train:
                     key = self.make_rng("dropout")
                     tower, *neurons = place.neurons(hs, split)
                     with jax.named_scope(name):
                         examples = towers.gather_rows(index) if split else index
                     hs = [_drop(key, examples, tower + t, neurons, h, layer) for t, h in enumerate(hs)]
-                case Dropout(rescale=False):
-                    hs = [h * (1 - layer.rate) for h in hs]
                 case RBF():
                     hs, split = [_minus_distances(place.join(hs, split, False), layer)], False
+                case _:
+                    hs = [_within_a_tower(layer, h) for h in hs]
             self.sow("intermediates", f"{name}_output", towers.concatenate(hs))
         with jax.named_scope("into_logits"):
             logits = place.join(hs, split, False)
@@ -176,19 +161,34 @@ def _picture(images, layer):
     """The images as the first layer sees them: its number of channels, its scale."""
     accepted = (layer.size, layer.size, layer.channels)
     if layer.channels == 1 and images.shape[1:] == (layer.size, layer.size, 3):
-        images = images.astype(jnp.float32).mean(-1, keepdims=True)
+        images = images.mean(-1, keepdims=True)
     if images.shape[1:] != accepted:
         raise ValueError(
             f"images have shape {images.shape}; this network takes (N, {', '.join(map(str, accepted))})"
             + (" or three channels, of which it sees the mean." if layer.channels == 1 else ".")
         )
-    return images if layer.scale == 1 else images * jnp.asarray(layer.scale, jnp.float32)
+    return images if layer.scale == 1 else images * jnp.asarray(layer.scale)
 
 
-def _normalized(h, layer):
-    fields = dataclasses.asdict(layer)
-    del fields["sees"]
-    return layers.local_response_norm(h, **fields)
+def _within_a_tower(layer, h):
+    """What a layer without weights makes of the maps or neurons of one tower, at test time."""
+    match layer:
+        case ReLU():
+            return nn.relu(h)
+        case Tanh(amplitude, slope):
+            return amplitude * jnp.tanh(slope * h)
+        case LRN(n, k, alpha, beta, average):
+            return layers.local_response_norm(h, n, k, alpha, beta, average=average)
+        case SameMapLRN(n, k, alpha, beta):
+            return layers.same_map_response_norm(h, n, k, alpha, beta)
+        case MaxPool(size, stride, round_up):
+            return layers.max_pool(h, size, stride, round_up=round_up)
+        case AveragePool(size, stride, round_up):
+            return layers.average_pool(h, size, stride, round_up=round_up)
+        case Flatten():
+            return h.reshape(h.shape[0], -1)  # (N, H W C)
+        case Dropout(rate, rescale):
+            return h if rescale else h * (1 - rate)
 
 
 def _minus_distances(h, layer):

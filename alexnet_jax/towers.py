@@ -146,6 +146,10 @@ class Placement:
             for name, rows in batch.items()
         }
 
+    def put_whole(self, array: np.ndarray, spec: P) -> jax.Array:
+        """Spreads an array that every process has whole, as a spec says."""
+        return jax.make_array_from_callback(array.shape, self.sharding(spec), lambda part: array[part])
+
 
 ONE_DEVICE = Placement(AbstractMesh((1, 1), (DATA, TOWER)))
 """The placement of a network that is whole on the device where it is called."""

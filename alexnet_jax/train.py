@@ -6,7 +6,6 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
@@ -175,20 +174,12 @@ def copy_pretrained(state: TrainState, params, recipe: Recipe) -> TrainState:
 
     Args:
       state: as init_state made it.
-      params: tree of NumPy arrays that check_pretrained accepts.
+      params: tree of float32 NumPy arrays that check_pretrained accepts.
       recipe: of the run.
     """
-    copied = _copied(recipe)
-    shardings = state_shardings(state, recipe).params
-
-    def copy(path, a, sharding):
-        layer, name = (key.key for key in path)
-        if layer not in copied:
-            return a
-        array = np.asarray(params[layer][name], a.dtype)
-        return jax.make_array_from_callback(a.shape, sharding, lambda part: array[part])
-
-    return state.replace(params=jax.tree_util.tree_map_with_path(copy, state.params, shardings))
+    placement, specs = recipe.network.placement, param_specs(recipe.network)
+    copied = {layer: jax.tree.map(placement.put_whole, params[layer], specs[layer]) for layer in _copied(recipe)}
+    return state.replace(params=state.params | copied)
 
 
 def _copied(recipe):

@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, quiet TensorFlow, and the same hypothesis examples every time.
+"""Eight fake CPU devices, quick compilation, quiet TensorFlow, and the same hypothesis examples every time.
 
 XLA_FLAGS and JAX_PLATFORMS of the environment may ask for other devices.
 """
@@ -7,6 +7,8 @@ import os
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1"  # most tests compile longer than they compute
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from alexnet_jax import config as config_lib
 from alexnet_jax import loop
 from alexnet_jax.config import FIELDS, UsageError
-from configs import quickstart
+from configs import alexnet, quickstart
 
 ROOT = Path(__file__).parent.parent
 
@@ -263,7 +263,7 @@ def test_a_wrong_argument_is_answered_in_a_sentence(tmp_path, argument, wanted):
         ),
         (
             ["--config=configs/alexnet.py:foo", "--workdir=run"],
-            "configs/alexnet.py has no variant 'foo'; accepted are paper, slides, large_batch.",
+            f"configs/alexnet.py has no variant 'foo'; accepted are {', '.join(alexnet.VARIANTS)}.",
         ),
     ],
     ids=["no workdir", "no config", "no such file", "no such file and a field", "no such variant"],

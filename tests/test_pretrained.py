@@ -1,6 +1,7 @@
 """From one data set to another (the paper's "1 CNN*"): what is copied, what is drawn anew, and what is refused."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny import place, recipe_of
 
-from alexnet_jax import QUICKSTART, SIX_CONV, Conv, Flatten, ReLU, convert, loop, networks, train
+from alexnet_jax import QUICKSTART, SIX_CONV, Conv, Flatten, ReLU, cli, convert, loop, networks, train
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import UsageError
 from configs import alexnet
@@ -115,6 +116,27 @@ def test_fine_tuning_runs_to_its_end_and_resumes_without_what_it_began_with(data
     assert result["steps"] == 6
     assert json.loads((tmp_path / "finetune" / "result.json").read_text())["examples"] == 6
     assert convert.read(tmp_path / "finetune").predict(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 3)
+
+
+def test_weights_are_evaluated_on_data_with_their_classes(data, pretrained, tmp_path, capsys):
+    file = tmp_path / "pretrained.safetensors"
+    convert.convert(pretrained, file)
+    cli.main(["evaluate", f"--weights={file}", f"--dataset={data[0]}", "--batch_size=8", "--json"])
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads((pretrained / "result.json").read_text())
+    assert shown["one_view"] == pytest.approx(result["one_view"], rel=1e-5)
+    assert shown["ten_views"]["views"] == 10
+    for arguments, wanted in (
+        ([f"--dataset={data[1]}"], "has 3 classes, and .* knows 5 classes of many"),
+        ([], "--dataset is missing"),
+        ([f"--dataset={data[0]}", "--split=test"], "has no split 'test'; it has 'train', 'val'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["evaluate", f"--weights={file}", *arguments])
+        assert re.search(wanted, stop.value.code)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate", f"--workdir={pretrained}", "--dataset=digits"])
+    assert "--dataset and --split go with --weights" in stop.value.code
 
 
 def test_another_network_or_no_file_is_refused_before_any_work(data, pretrained, tmp_path):

@@ -10,6 +10,7 @@ No file is unpickled, but for PyTorch's own in its safe mode, which takes tensor
 """
 
 from pathlib import Path
+from typing import Literal
 
 from alexnet_jax.config import UsageError
 from alexnet_jax.convert import caffe, torchvision, workdir
@@ -19,13 +20,14 @@ from alexnet_jax.convert.weights import Weights
 __all__ = ["Weights", "convert", "read", "write"]
 
 
-def read(path: str | Path, mean: str | Path | None = None) -> Weights:
+def read(path: str | Path, mean: str | Path | None = None, checkpoint: Literal["last", "best"] = "last") -> Weights:
     """Reads the weights of a network, with what else is needed to use them.
 
     Args:
       path: our own .safetensors; a state dict of torchvision's alexnet, as .safetensors, .pth or .pt;
-        a .caffemodel; or the workdir of a run of main.py, of which the last checkpoint is read.
+        a .caffemodel; or the workdir of a run of main.py.
       mean: Caffe's mean file (.binaryproto), for a .caffemodel; without it, the mean colour of ILSVRC-2012.
+      checkpoint: which of a run's is read.
 
     Raises:
       UsageError: if there is no such file, or it is of another kind or another network.
@@ -39,7 +41,7 @@ def read(path: str | Path, mean: str | Path | None = None) -> Weights:
     if mean is not None and not mean.is_file():
         raise UsageError(f"mean is {mean}, which is no file. Give the .binaryproto of the training set's mean.")
     if path.is_dir():
-        return workdir.read(path)
+        return workdir.read(path, checkpoint)
     match kind:
         case ".safetensors":
             metadata, arrays = own_format.load(path)

@@ -1,6 +1,7 @@
-"""The weights of a run of main.py: its last checkpoint, with the statistics of its training set."""
+"""The weights of a run of main.py: of a checkpoint, with the statistics of its training set."""
 
 from pathlib import Path
+from typing import Literal
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import networks
@@ -11,14 +12,14 @@ from alexnet_jax.convert.weights import ILSVRC_2012, Weights, check, expected
 from alexnet_jax.data.statistics import Statistics
 
 
-def read(workdir: Path) -> Weights:
-    """Weights of a workdir's last checkpoint."""
+def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
+    """Weights of a workdir's last checkpoint, or of the one with the smallest validation error."""
     for name in ("config.json", "statistics.npz"):
         if not (workdir / name).exists():
             raise UsageError(f"{workdir} holds no run: it has no {name}. Give the workdir of a run of main.py.")
     config = config_lib.load(workdir / "config.json")
     with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.step_of("last")
+        step = checkpoints.step_of(checkpoint)
         params, notes = checkpoints.params(step)
     # Not from the arrays: the last layer of an odd number of classes is rounded up to the towers.
     classes = notes.get("num_classes") or config.num_classes

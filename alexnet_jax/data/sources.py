@@ -83,7 +83,7 @@ class Dataset:
     statistics: object | None  # statistics.Statistics of the training split, where preparation stored them
 
 
-def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str, eval_split: str) -> Dataset:
+def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str | None, eval_split: str) -> Dataset:
     """Opens a dataset; small ones that TFDS can make by itself are made first.
 
     Args:
@@ -91,8 +91,8 @@ def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str,
         dataset with an "image" and a "label".
       data_dir: where TFDS keeps its datasets; "" for its default, ~/tensorflow_datasets.
       image_size: side in pixels that imagenet2012 was prepared at.
-      train_split, eval_split: names of the splits; eval_split "" is the first there is of
-        validation, val and test.
+      train_split, eval_split: names of the splits; None, for those who only evaluate, is eval_split
+        as well, and eval_split "" is the first there is of validation, val and test.
 
     Raises:
       UsageError: if the dataset, a split or a feature is not there, or a folder is empty.
@@ -127,7 +127,7 @@ def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str,
     )
 
 
-def _open_folder(path: str, train_split: str, eval_split: str) -> Dataset:
+def _open_folder(path: str, train_split: str | None, eval_split: str) -> Dataset:
     layout = "it holds SPLIT/CLASS/*.jpg, .jpeg or .png, for example train/cat/1.jpg and val/cat/2.jpg"
     if not Path(path).expanduser().is_dir():
         raise UsageError(f"folder:{path}: there is no such folder. Give the path of a folder; {layout}.")
@@ -185,9 +185,10 @@ def _how_to_make(name: str) -> str:
     )
 
 
-def _choose_splits(name: str, splits, train: str, evaluation: str) -> tuple[str, str]:
+def _choose_splits(name: str, splits, train: str | None, evaluation: str) -> tuple[str, str]:
     evaluation = evaluation or next((s for s in EVAL_SPLITS if s in splits), "")
-    for field, split in (("train_split", train), ("eval_split", evaluation)):
+    train = evaluation if train is None else train
+    for field, split in (("eval_split", evaluation), ("train_split", train)):
         try:
             splits[split]  # TFDS takes parts too, such as train[:90%]
         except (KeyError, ValueError) as error:
