@@ -333,7 +333,7 @@ def in_a_row(config):
 def color_shift(config, step=0, **fields):
     """The standard deviation of the shift of the first colour, whose eigenvalue is 0.04."""
     recipe = recipe_of(config, **fields)
-    return augmented(recipe, 0 * FLAT, 0 * FLAT, n=1024, step=step)[:, 0, 0, 0].std()
+    return augmented(recipe, 0 * FLAT, 0 * FLAT, n=512, step=step)[:, 0, 0, 0].std()
 
 
 def left_of_110(config):
@@ -436,10 +436,10 @@ CONFIGS = {
 
 
 def agree(measured, value):
-    """Whether both are the same; floats within 6%, for some are measured on a thousand random numbers."""
+    """Whether both are the same; floats within 8%, for some are measured on hundreds of random numbers."""
     if isinstance(value, list):
         return len(measured) == len(value) and all(map(agree, measured, value))
-    return measured == (pytest.approx(value, rel=0.06, abs=1e-9) if isinstance(value, float) else value)
+    return measured == (pytest.approx(value, rel=0.08, abs=1e-9) if isinstance(value, float) else value)
 
 
 @pytest.mark.parametrize(("row", "name"), [(row, name) for row in NETWORKS for name in NETWORKS[row].values])

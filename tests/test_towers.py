@@ -73,9 +73,17 @@ def assert_equal(got, want):
         np.testing.assert_array_equal(got[name], a, err_msg=name)
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("rule", "where"),
-    [*(("decoupled", where) for where in PLACEMENTS), *(("lars", where) for where in ("2x2", "weird trick on 4"))],
+    [
+        *(("decoupled", where) for where in ("1x2", "2x2", "4x2", "weird trick on 4")),
+        *(slow("decoupled", where) for where in ("2x1", "8x1", "weird trick on 2", "weird trick on 8")),
+        *(("lars", where) for where in ("2x2", "weird trick on 4")),
+    ],
 )
 def test_a_small_network_trains_the_same_wherever_it_is(where, rule):
     want, want_losses = run(recipe_of(place(), update_rule=rule))
@@ -88,8 +96,13 @@ JOINED = replace(TINY, LRN, sees="all")
 SOURCE = (*TINY[:3], SameMapLRN(n=3, alpha=0.1), *TINY[3:])
 
 
-@pytest.mark.parametrize("where", ["1x2", "2x2", "weird trick on 4"])
-@pytest.mark.parametrize("architecture", [JOINED, SOURCE], ids=["lrn over all maps", "norm within maps"])
+@pytest.mark.parametrize(
+    ("architecture", "where"),
+    [
+        *((JOINED, "1x2"), slow(JOINED, "2x2"), slow(JOINED, "weird trick on 4")),
+        *((SOURCE, "2x2"), slow(SOURCE, "1x2"), slow(SOURCE, "weird trick on 4")),
+    ],
+)
 def test_norms_are_the_same_wherever_the_towers_are(architecture, where):
     want, want_losses = run(recipe_of(place(architecture=architecture), architecture), stop=3)
     got, losses = run(recipe_of(place(*PLACEMENTS[where], architecture), architecture), stop=3)
@@ -102,7 +115,7 @@ def test_norms_are_the_same_wherever_the_towers_are(architecture, where):
 LENET = with_classes((Input(12, channels=1), *LENET5[1:5], Flatten(), *LENET5[-3:]), 5)
 
 
-@pytest.mark.parametrize("where", ["2x1", "weird trick on 4"])
+@pytest.mark.parametrize("where", [slow("2x1"), "weird trick on 4"])
 def test_lenet_s_layers_are_the_same_on_several_devices(where):
     want, want_losses = run(recipe_of(place(architecture=LENET), LENET, learning_rate=1e-4), stop=3)
     got, losses = run(recipe_of(place(*PLACEMENTS[where], LENET), LENET, learning_rate=1e-4), stop=3)
