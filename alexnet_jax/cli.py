@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     evaluate = commands.add_parser("evaluate", help="errors of a run's checkpoint or of weights, one view and ten")
     network = evaluate.add_mutually_exclusive_group(required=True)
     network.add_argument("--workdir", help="folder of the run")
-    network.add_argument("--weights", help="or a file of weights, as convert takes it; with --dataset")
+    network.add_argument("--weights", help="or weights, as convert takes them; with --dataset")
     evaluate.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
     evaluate.add_argument("--dataset", help="for --weights: as config.dataset")
     evaluate.add_argument("--split", default="", help="for --weights: as config.eval_split")
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     export = commands.add_parser("export", help="a network with its weights as one file for serving")
     network = export.add_mutually_exclusive_group(required=True)
     network.add_argument("--workdir", help="folder of the run")
-    network.add_argument("--weights", help="or a .safetensors file that convert wrote")
+    network.add_argument("--weights", help="or weights, as convert takes them")
     export.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
     export.add_argument("--output", required=True, help="the file to write; for savedmodel the folder")
     export.add_argument(
@@ -130,24 +130,39 @@ def _evaluate(options):
 
     if options.weights and not options.dataset:
         raise UsageError("--dataset is missing: weights are not those of one data set. Give --dataset=NAME.")
+    _only_a_workdir_has_checkpoints(options)
     if options.workdir and (options.dataset or options.split):
         raise UsageError("--dataset and --split go with --weights; a run is evaluated on its own. Leave them out.")
     data.hide_accelerators_from_tensorflow()
     with hosts.session(options.coordinator, options.num_processes, options.process_id, options.timeout):
         if options.weights:
-            errors = loop.evaluate_weights(
-                options.weights,
-                dataset=options.dataset,
-                split=options.split,
-                data_dir=options.data_dir or "",
-                batch_size=options.batch_size or 128,
-            )
+            try:
+                errors = loop.evaluate_weights(
+                    options.weights,
+                    dataset=options.dataset,
+                    split=options.split,
+                    data_dir=options.data_dir or "",
+                    batch_size=options.batch_size or 128,
+                )
+            except UsageError as error:
+                raise type(error)(
+                    str(error).replace("--config.eval_split", "--split").replace("--config.", "--")
+                ) from error
         else:
             errors = loop.evaluate_workdir(
                 options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size
             )
     if options.json:
         hosts.say(json.dumps({name: dataclasses.asdict(e) for name, e in errors.items()}))
+
+
+def _only_a_workdir_has_checkpoints(options):
+    from alexnet_jax.config import UsageError
+
+    if options.weights and options.checkpoint != "last":
+        raise UsageError(
+            f"--checkpoint={options.checkpoint} goes with --workdir, not with --weights. Give a --workdir."
+        )
 
 
 def _convert(options):
@@ -165,10 +180,8 @@ def _export(options):
     import jax
 
     from alexnet_jax import convert, data, export
-    from alexnet_jax.config import UsageError
 
-    if options.weights and options.checkpoint != "last":
-        raise UsageError(f"{options.weights} is no run, and has no {options.checkpoint} checkpoint. Give a --workdir.")
+    _only_a_workdir_has_checkpoints(options)
     # Nothing here needs the accelerator, whose memory another program may have.
     jax.config.update("jax_platforms", "cpu")
     if options.format == "savedmodel":

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 from pathlib import Path
 
 import ml_collections
@@ -48,7 +49,7 @@ def _is_schedule(value: tuple) -> bool:
     if not all(isinstance(entry, tuple) and len(entry) == 3 for entry in value):
         return False
     numbers = [number for epoch, _, rate in value for number in (epoch, rate)]
-    if not all(type(number) in (int, float) and number >= 0 for number in numbers):
+    if not all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers):
         return False
     epochs = [epoch for epoch, _, _ in value]
     return all(isinstance(layer, str) for _, layer, _ in value) and epochs == sorted(epochs)
@@ -97,7 +98,7 @@ FIELDS = {
     "mesh.tower": _free(_POSITIVE),
     "mesh.placement": _free(_one_of("towers", "weird_trick")),
     "eval_batch_size": _free(_POSITIVE),
-    "ten_views": _free(_FLAG),
+    "views": _free(Field(int, "1, 5 or 10", lambda value: value in (1, 5, 10))),
     "checkpoint_every_steps": _free(_POSITIVE),
     "log_every_steps": _free(_POSITIVE),
     "profile": _free(_FLAG),
@@ -141,7 +142,8 @@ def check_value(name: str, value: object) -> None:
     """Raises UsageError if a field does not accept a value."""
     field = FIELDS[name]
     right_type = type(value) is field.kind or (field.kind is float and type(value) is int)
-    if not right_type or not field.accepts(value):
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not right_type or not finite or not field.accepts(value):
         raise UsageError(
             f"config.{name} is {value!r}; accepted is {field.accepted}. Set --config.{name} to such a value."
         )

@@ -24,6 +24,7 @@ from alexnet_jax.train import (
     Recipe,
     TrainState,
     adjust_rate,
+    changes,
     check_pretrained,
     copy_pretrained,
     gradient_norm,
@@ -44,17 +45,12 @@ class Run:
     data: sources.Dataset
     statistics: Statistics | None  # None only within set_up
     stop: int  # steps
-    pretrained: dict | None = None  # parameters to begin with, all but the last layer's
+    pretrained: convert.Weights | None = None  # to begin with, but for the last layer
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch ends within this step."""
         epoch, before = (s * self.config.batch_size // len(self.data.train) for s in (step, step - 1))
         return epoch > before
-
-    @property
-    def many_views(self) -> int:
-        """The paper's ten views; five where a mirrored picture is no picture of its class."""
-        return 10 if self.recipe.flip else 5
 
     def batches_from(self, step: int):
         """The training batches of the steps after `step`."""
@@ -107,7 +103,10 @@ def set_up(config, workdir: Path, *, training: bool = True) -> Run:
         if (step := checkpoints.latest_step()) is not None:
             checkpoints.check(step, run.abstract_state())
     begins = training and step is None
-    pretrained = hosts.together(lambda: _read_pretrained(run)) if begins and config.pretrained else None
+    pretrained = None
+    if begins and config.pretrained:
+        pretrained = _read_weights(config.pretrained)
+        check_pretrained(pretrained.params, run.recipe)
     statistics = _read_statistics(run)
     if training and jax.process_index() == 0:
         config_lib.save(config, workdir / "config.json")
@@ -143,10 +142,13 @@ def _open(config, workdir, training):
     return Run(config, workdir, recipe, data, None, _num_steps(config, len(data.train)))
 
 
-def _read_pretrained(run):
-    params = convert.read(run.config.pretrained).params
-    check_pretrained(params, run.recipe)
-    return params
+def _read_weights(path):
+    """Weights that are the same on all processes, which wait for each other to read a workdir."""
+    hosts.together(lambda: convert.check_there(path))
+    weights = convert.read(path)
+    if jax.process_count() > 1:
+        hosts.agree({f"what is in {path}": weights.digest})
+    return weights
 
 
 def _num_steps(config, examples):
@@ -193,9 +195,11 @@ def train(config, workdir) -> dict:
         if start is None:
             state, notes = init_state(recipe=run.recipe), {"seconds": 0.0, "validation_due": False}
             if run.pretrained is not None:
-                state = copy_pretrained(state, run.pretrained, run.recipe)
-                run = dataclasses.replace(run, pretrained=None)  # and let go of them
+                state = copy_pretrained(state, run.pretrained.params, run.recipe)
                 hosts.say(f"Copied all layers but the last from {config.pretrained}.")
+                if changed := changes(run.pretrained.architecture, run.recipe.network.architecture):
+                    hosts.say(f"It is another network: {changed}.")
+                run = dataclasses.replace(run, pretrained=None)  # let go of the weights
             if jax.process_index() == 0:
                 overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
                 logging.info("Parameters:\n%s", overview)
@@ -288,7 +292,7 @@ def report(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm) 
 
     Gives an empty result, and writes nothing, when SIGTERM comes on the way.
     """
-    views = {"one_view": 1, "ten_views": run.many_views} if run.config.ten_views else {"one_view": 1}
+    views = _views(run.config.views)
     errors = {name: run.evaluate(state.params, views=n, interrupted=sigterm.check) for name, n in views.items()}
     if sigterm.came:
         return {}
@@ -315,7 +319,7 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
       data_dir, batch_size: instead of the run's own, or None.
 
     Returns:
-      Errors by "one_view" and "ten_views".
+      Errors by "one_view" and, with more than one, "ten_views".
 
     Raises:
       UsageError: if workdir holds no run or no checkpoint, or its data is not there.
@@ -334,13 +338,9 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
     with Checkpoints(workdir) as checkpoints:
         state, _ = run.restore(checkpoints, checkpoints.step_of(which))
     hosts.say(f"Step {int(state.step)} of {workdir}")
-    views = {"one_view": 1, "ten_views": run.many_views}
-    with hosts.Sigterm() as sigterm:
-        errors = {name: run.evaluate(state.params, views=n, interrupted=sigterm.check) for name, n in views.items()}
-    if sigterm.came:
-        raise hosts.AgreedError("SIGTERM came before the evaluation was done. Start it again.")
-    hosts.say(outputs.errors_table(f"{config.architecture}, {run.data.evaluation.name}", errors))
-    return errors
+    return _evaluate_and_say(
+        run.evaluate, state.params, config.views, f"{config.architecture}, {run.data.evaluation.name}"
+    )
 
 
 def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "", batch_size: int = 128):
@@ -353,17 +353,18 @@ def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "",
       batch_size: pictures at a time; rounded up to the devices.
 
     Returns:
-      Errors by "one_view" and "ten_views".
+      Errors by "one_view" and, with more than one, "ten_views".
 
     Raises:
       UsageError: if there are no such weights or data, or the data has another number of classes.
     """
-    weights = hosts.together(lambda: convert.read(path))
+    hosts.agree({"--dataset": dataset, "--split": split, "--batch_size": batch_size})
+    weights = _read_weights(path)
+    size = len(weights.mean_image)
     data = hosts.in_turn(
-        lambda: sources.open_dataset(
-            dataset, data_dir, image_size=len(weights.mean_image), train_split=None, eval_split=split
-        )
+        lambda: sources.open_dataset(dataset, data_dir, image_size=size, train_split=None, eval_split=split)
     )
+    hosts.agree({"examples to evaluate": len(data.evaluation)})
     known = weights.architecture[-1].units
     if data.num_classes not in (None, known):
         raise hosts.AgreedError(
@@ -372,26 +373,48 @@ def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "",
         )
     placement = towers.place(weights.architecture)
     network = AlexNet(weights.architecture, placement=placement)
-    params = jax.tree.map(placement.put_whole, weights.params, param_specs(network))
-    errors = {
-        name: evaluate(
+    statistics = jax.device_put(Statistics(weights.mean_image, weights.pca), placement.sharding(PartitionSpec()))
+
+    def evaluate_views(params, *, views, interrupted):
+        return evaluate(
             params,
             data.evaluation,
-            Statistics(weights.mean_image, weights.pca),
+            statistics,
             network=network,
             batch_size=batch_size + -batch_size % len(jax.devices()),
             views=views,
             mean_at=weights.mean_at,
+            interrupted=interrupted,
         )
-        for name, views in {"one_view": 1, "ten_views": 10}.items()
-    }
+
     hosts.say(f"Weights: {weights.source}; {weights.classes}")
-    hosts.say(outputs.errors_table(data.evaluation.name, errors))
+    params = jax.tree.map(placement.put_whole, weights.params, param_specs(network))
+    return _evaluate_and_say(evaluate_views, params, weights.views, data.evaluation.name)
+
+
+def _evaluate_and_say(evaluate_views, params, views, title):
+    """Errors from one view and from many, printed as a table."""
+    with hosts.Sigterm() as sigterm:
+        errors = {name: evaluate_views(params, views=n, interrupted=sigterm.check) for name, n in _views(views).items()}
+    if sigterm.came:
+        raise hosts.AgreedError("SIGTERM came before the evaluation was done. Start it again.")
+    hosts.say(outputs.errors_table(title, errors))
     return errors
+
+
+def _views(most):
+    """Numbers of views to test with, by the names that result.json has for them."""
+    return {"one_view": 1} if most == 1 else {"one_view": 1, "ten_views": most}
 
 
 def _config_of(workdir):
     saved = workdir / "config.json"
     if not saved.exists():
         raise UsageError(f"{workdir} holds no run: it has no config.json. Give the --workdir of a run of main.py.")
-    return config_lib.load(saved)
+    config = config_lib.load(saved)
+    if missing := config_lib.FIELDS.keys() - config_lib.flatten(config).keys():
+        raise UsageError(
+            f"{workdir} holds a run of another version of this program: its config lacks {', '.join(sorted(missing))}. "
+            "Evaluate it with the version that trained it."
+        )
+    return config

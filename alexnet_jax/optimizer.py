@@ -22,7 +22,8 @@ def update_rule(
 
       "paper"      v <- momentum v - weight_decay eps w - eps g
                    w <- w + v
-      "source2012" as "paper", but biases have no weight decay, and twice the rate
+      "source2012" as "paper", but biases have no weight decay, and twice the rate (which the program
+                   itself sets once and for all: give it as bias_rate)
       "decoupled"  v <- momentum v - eps g
                    w <- w + v - eps weight_decay / (1 - momentum) w
       "lars"       v <- momentum v - eps r (g + weight_decay w)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import flax.struct
 import jax
@@ -11,6 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import architectures, augment, networks, optimizer, towers
+from alexnet_jax.architectures import Conv, Dense
 from alexnet_jax.config import UsageError
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.evaluate import cross_entropy
@@ -76,7 +78,7 @@ class Recipe:
             network=AlexNet(architecture, dtype=jnp.dtype(config.dtype), placement=placement),
             seed=config.seed,
             mean_at=config.mean_at,
-            pca_steps=steps(choices.pop("pca_epochs")),
+            pca_steps=math.ceil(choices.pop("pca_epochs") * examples / config.batch_size),
             **choices,
             accumulate=config.accumulate,
             learning_rate=scale * config.learning_rate,
@@ -154,6 +156,22 @@ def init_state(*, recipe: Recipe) -> TrainState:
         schedule=optimizer.plateau_schedule(**dict(recipe.plateau)).init(params),
     )
     return lax.with_sharding_constraint(state, state_shardings(state, recipe))
+
+
+def changes(before: architectures.Architecture, now: architectures.Architecture) -> str:
+    """Where a pretrained network differs from what begins with its weights, but for the last layer, in words."""
+
+    def of(architecture):  # what weights are drawn from does not matter here
+        return {
+            name: dataclasses.replace(layer, std=0.0, bias=0.0) if isinstance(layer, Conv | Dense) else layer
+            for name, layer in zip(architectures.layer_names(architecture)[:-1], architecture[:-1], strict=True)
+        }
+
+    theirs, ours = of(before), of(now)
+    names = [name for name in dict.fromkeys([*theirs, *ours]) if theirs.get(name) != ours.get(name)]
+    return "; ".join(
+        f"{name} is {theirs.get(name, 'nothing')} there, {ours.get(name, 'nothing')} here" for name in names
+    )
 
 
 def check_pretrained(params, recipe: Recipe) -> None:

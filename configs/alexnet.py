@@ -26,7 +26,7 @@ VARIANTS = {
         "plateau.drops": 0,
         "num_epochs": 91,
     },
-    # "1 CNN*" (section 7): first on all of ImageNet's Fall 2011 release (21,843 classes), of which the user has a
+    # "1 CNN*" (section 6): first on all of ImageNet's Fall 2011 release (21,843 classes), of which the user has a
     # folder with train/ and val/; then on ILSVRC-2012, with all layers but the last from there. The paper does not say
     # how; epochs and rates are those of the notes in the 2012 program's layer-params-146-2012-2011.cfg.
     "six_conv_pretrain": {
@@ -76,7 +76,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
         raise ValueError(f"configs/alexnet.py has no variant {variant!r}; accepted are {', '.join(VARIANTS)}.")
     config = ConfigDict()
     config.architecture = "PAPER"
-    config.pretrained = ""  # a run's workdir, or a file of `convert`: all layers but the last begin with its weights
+    config.pretrained = ""  # a run's workdir or a file of weights, with which all layers but the last begin
     config.dtype = "float32"  # of the activations; or bfloat16
     config.seed = 0
 
@@ -119,7 +119,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
     # Evaluation (sections 4.1 and 6)
     config.eval_batch_size = 128
-    config.ten_views = True  # at the end of the run
+    config.views = 10  # of a picture, at the end of the run; 5 where a mirrored one is none of its class; or 1
 
     # Machine. mesh.tower=2 puts the two towers on two devices (section 3.2).
     config.mesh = ConfigDict()

@@ -17,6 +17,7 @@ def get_config():
     config.dataset = "digits"
     config.image_size = 32  # so that crops of 28 have places to move to
     config.augment.flip = False  # a mirrored digit is another digit, or none
+    config.views = 5  # those that are not mirrored
     config.num_epochs = 15
     config.batch_size = 64
     config.plateau.patience = 3

@@ -91,6 +91,87 @@ def test_each_network_has_the_parameters_that_are_counted_by_hand(name):
     assert parameters(shapes(networks.NAMED[name])) == PARAMETERS[name]
 
 
+def kinds(architecture):
+    return " ".join(type(layer).__name__ for layer in architecture)
+
+
+CONV = "Conv ReLU LRN MaxPool Conv ReLU LRN MaxPool Conv ReLU Conv ReLU Conv"
+DENSE = "Dense ReLU Dropout Dense ReLU Dropout Dense"
+KINDS = {
+    "PAPER": f"Input {CONV} ReLU MaxPool Flatten {DENSE}",
+    "SOURCE_2012": "Input Conv LRN MaxPool ReLU Conv ReLU LRN SameMapLRN MaxPool Conv ReLU Conv ReLU Conv MaxPool ReLU "
+    f"Flatten {DENSE}",
+    "SLIDES": f"Input {CONV} MaxPool Flatten Dropout Dense ReLU Dropout Dense ReLU Dense",
+    "ONE_GPU": f"Input {CONV} ReLU MaxPool Flatten {DENSE}",
+    "SIX_CONV": f"Input {CONV} ReLU MaxPool Conv ReLU Flatten {DENSE}",
+    "CAFFE_ALEXNET": f"Input {CONV} ReLU MaxPool Flatten {DENSE}",
+    "CAFFENET": "Input Conv ReLU MaxPool LRN Conv ReLU MaxPool LRN Conv ReLU Conv ReLU Conv ReLU MaxPool "
+    f"Flatten {DENSE}",
+    "TORCHVISION": "Input Conv ReLU MaxPool Conv ReLU MaxPool Conv ReLU Conv ReLU Conv ReLU MaxPool Flatten "
+    "Dropout Dense ReLU Dropout Dense ReLU Dense",
+    "LENET5": "Input Conv Tanh Subsample Tanh Conv Tanh Subsample Tanh Conv Tanh Flatten Dense Tanh RBF",
+    "CIFAR_FOUR_LAYER": "Input Conv MaxPool ReLU Conv ReLU AveragePool Conv ReLU AveragePool Flatten Dense",
+    "CIFAR_FOUR_LAYER_LRN": "Input Conv MaxPool ReLU LRN Conv ReLU AveragePool LRN Conv ReLU AveragePool Flatten Dense",
+}
+PAPERS_LRN, THE_MEAN = LRN(5, 2.0, 1e-4, 0.75, False, "own"), LRN(5, 2.0, 1e-4, 0.75, True, "own")
+CAFFES_LRN = LRN(5, 1.0, 1e-4, 0.75, True, "all")
+NORMS = {
+    **{"PAPER": PAPERS_LRN, "ONE_GPU": PAPERS_LRN, "SIX_CONV": PAPERS_LRN, "CIFAR_FOUR_LAYER_LRN": PAPERS_LRN},
+    **{"SOURCE_2012": THE_MEAN, "SLIDES": THE_MEAN, "CAFFE_ALEXNET": CAFFES_LRN, "CAFFENET": CAFFES_LRN},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_network_has_its_layers_in_their_order_and_the_same_constants_throughout(name):
+    architecture = networks.NAMED[name]
+    assert kinds(architecture) == KINDS[name]
+    rescales = name in ("SLIDES", "CAFFE_ALEXNET", "CAFFENET", "TORCHVISION")
+    for layer in architecture:
+        match layer:
+            case LRN():
+                assert layer == NORMS[name]
+            case SameMapLRN():
+                assert layer == SameMapLRN(5, 1.0, 1e-3, 0.75)
+            case Dropout():
+                assert layer == Dropout(0.5, rescales)
+            case MaxPool() | AveragePool():
+                assert (layer.size, layer.stride, layer.round_up) == (3, 2, name.startswith("CIFAR"))
+            case Subsample():
+                assert layer == Subsample(2)
+            case Tanh():
+                assert layer == Tanh(1.7159, 2 / 3)
+
+
+def test_the_network_for_one_gpu_is_the_paper_s_with_half_the_kernels_but_conv5_s():
+    half = replace(PAPER, Input, towers=1)
+    for name, maps in {"conv1": 48, "conv2": 128, "conv3": 192, "conv4": 192}.items():
+        half = replace(half, name, maps=maps)
+    assert replace(half, "conv3", sees="own") == networks.ONE_GPU
+
+
+def test_the_sixth_convolution_sees_both_towers_and_is_all_that_is_new():
+    assert without(networks.SIX_CONV, "conv6") == PAPER
+    assert networks.SIX_CONV[16] == Conv(256, 3, padding=1, sees="all", bias=1.0)
+
+
+def test_lenet_5_starts_as_its_paper_says():
+    weighted = [layer for layer in networks.LENET5 if isinstance(layer, Conv | Dense)]
+    fan_ins = (25, 60 * 25 / 16, 400, 120)  # C3's is a mean
+    for layer, fan_in in zip(weighted, fan_ins, strict=True):
+        assert layer.std == pytest.approx(2.4 / fan_in / 3**0.5, rel=5e-3)
+        assert layer.bias == 0
+    assert networks.LENET5[0].scale == pytest.approx(1.275 / 255)
+    table = weighted[1].table
+    assert [len(entry) for entry in table] == [3] * 6 + [4] * 9 + [6]
+    assert [sum(i in entry for entry in table) for i in range(6)] == [10] * 6  # each map is seen by ten
+
+
+def test_the_cifar_network_starts_as_the_2012_program_s():
+    weighted = [layer for layer in networks.CIFAR_FOUR_LAYER if isinstance(layer, Conv | Dense)]
+    assert [layer.std for layer in weighted] == [0.0001, 0.01, 0.01, 0.01]
+    assert [layer.bias for layer in weighted] == [0] * 4
+
+
 def test_lenet_5_has_its_paper_s_layers():
     table = rows(networks.LENET5)
     names = ("conv1", "subsample2", "conv3", "subsample4", "conv5", "fc6")  # C1 S2 C3 S4 C5 F6

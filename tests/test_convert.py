@@ -65,6 +65,7 @@ def random_weights(architecture, seed=0, pca=True):
         mean_image=rng.uniform(90, 140, statistics.mean_image.shape).astype(np.float32),
         pca=statistics.pca if pca else None,
         mean_at="center",
+        views=5,
         classes="five kinds of näse",
         source="nothing",
     )
@@ -343,6 +344,7 @@ def ending_in(*layers):
     [
         ({"alexnet_jax": "2"}, "is of version '2' of our format; accepted is '1'. Update this program"),
         ({"classes": None}, "lacks classes in its metadata"),
+        ({"views": "3"}, "views is '3'; accepted are 1, 5 and 10"),
         ({"mean_at": "corner"}, "mean_at is 'corner'; accepted are ('crop', 'center')"),
         ({"architecture": "Input(3)"}, "has an architecture that is not understood (Expecting value"),
         ({"architecture": "[3]"}, "has an architecture that is not understood ("),

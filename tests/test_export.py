@@ -31,6 +31,7 @@ def random_weights(architecture=TINY, seed=0, mean_at="crop"):
         mean_image=rng.uniform(0, 255, (size, size, 3)).astype(np.float32),
         pca=None,
         mean_at=mean_at,
+        views=10,
         classes="some classes in some order",
         source=f"seed {seed}",
     )
@@ -221,4 +222,6 @@ def test_a_run_s_checkpoint_is_chosen(which, step, tmp_path, capsys, monkeypatch
 
 def test_a_file_of_weights_has_no_best_checkpoint(capsys):
     arguments = "export", "--weights=w.safetensors", "--checkpoint=best", "--output=net"
-    assert message_of(capsys, *arguments).startswith("error: w.safetensors is no run, and has no best checkpoint")
+    assert message_of(capsys, *arguments).startswith(
+        "error: --checkpoint=best goes with --workdir, not with --weights."
+    )

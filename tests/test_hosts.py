@@ -1,5 +1,6 @@
 """Several processes on this host, connected over loopback: one network, one run, one end."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import hosts, loop
+from alexnet_jax import convert, hosts, loop
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import UsageError
 
@@ -34,7 +35,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(workdir, data_dir, *arguments, devices=1, environment=None):
+def start(workdir, data_dir, *arguments, devices=1, environment=None, cwd=ROOT):
     """A process of `python main.py` with the quickstart, on a number of fake devices."""
     environment = {
         **os.environ,
@@ -43,21 +44,21 @@ def start(workdir, data_dir, *arguments, devices=1, environment=None):
         **(environment or {}),
     }
     command = [
-        sys.executable, "main.py", "--config=configs/quickstart.py", f"--workdir={workdir}",
+        sys.executable, ROOT / "main.py", f"--config={ROOT / 'configs/quickstart.py'}", f"--workdir={workdir}",
         f"--config.data_dir={data_dir}", f"--config.num_steps={STEPS}", "--config.checkpoint_every_steps=8",
         *arguments,
     ]  # fmt: skip
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
 
 
-def start_two(workdir, data_dir, *arguments, each=((), ())):
+def start_two(workdir, data_dir, *arguments, each=((), ()), cwds=(ROOT, ROOT)):
     """Two processes with one device each, by the flags."""
     port = free_port()
     return [
         start(
             workdir, data_dir, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={process}",
-            "--timeout=20", *arguments, *each[process],
+            "--timeout=20", *arguments, *each[process], cwd=cwds[process],
         )
         for process in range(2)
     ]  # fmt: skip
@@ -143,6 +144,33 @@ def test_two_processes_that_share_batches_train_as_one_with_two_devices(two_devi
     ended = end(start_two(tmp_path, data_dir))
     assert [code for code, *_ in ended] == [0, 0], ended
     assert_same(two_devices, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_begin_with_the_weights_of_a_run_as_one_does(alone, data_dir, tmp_path):
+    arguments = f"--config.pretrained={alone}", "--config.num_steps=4", "--config.views=1"
+    one, two = tmp_path / "one", tmp_path / "two"
+    for code, _, shown in end([start(one, data_dir, *arguments, devices=2), *start_two(two, data_dir, *arguments)]):
+        assert code == 0, shown
+    want, got = arrays_of(one, 4), arrays_of(two, 4)
+    for name in want:
+        np.testing.assert_array_equal(want[name], got[name], err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["another", "none"])
+def test_weights_that_are_not_the_same_for_both_are_refused(second, alone, data_dir, tmp_path):
+    folders = tmp_path / "0", tmp_path / "1"
+    for folder in folders:
+        folder.mkdir()
+    weights = convert.convert(alone, folders[0] / "w.safetensors")
+    if second == "another":
+        convert.write(dataclasses.replace(weights, mean_image=weights.mean_image + 1), folders[1] / "w.safetensors")
+    arguments = "--config.pretrained=w.safetensors", "--config.num_steps=4"
+    for code, _, shown in end(start_two(tmp_path / "run", data_dir, *arguments, cwds=folders)):
+        assert code == 1
+        assert ("what is in w.safetensors is" if second == "another" else "w.safetensors is not there") in shown
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def wait_for_checkpoint(workdir, processes, step=8):

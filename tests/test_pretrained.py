@@ -9,7 +9,24 @@ import pytest
 from PIL import Image
 from tiny import place, recipe_of
 
-from alexnet_jax import QUICKSTART, SIX_CONV, Conv, Flatten, ReLU, cli, convert, loop, networks, train
+from alexnet_jax import (
+    CAFFENET,
+    LRN,
+    PAPER,
+    QUICKSTART,
+    SIX_CONV,
+    Conv,
+    Flatten,
+    ReLU,
+    cli,
+    convert,
+    loop,
+    networks,
+    replace,
+    train,
+    with_classes,
+    without,
+)
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import UsageError
 from configs import alexnet
@@ -43,7 +60,7 @@ def folder(root, classes, pictures):
 def config_for(variant, dataset, **changes):
     config = alexnet.get_config(variant)
     small = {"dataset": dataset, "image_size": 32, "batch_size": 16, "eval_batch_size": 8, "num_steps": 4}
-    config.update_from_flattened_dict({**small, "ten_views": False, **changes})
+    config.update_from_flattened_dict({**small, "views": 1, **changes})
     return config
 
 
@@ -52,7 +69,7 @@ def first_state(config, workdir):
     run = loop.set_up(config, workdir)
     state = train.init_state(recipe=run.recipe)
     if run.pretrained is not None:
-        state = train.copy_pretrained(state, run.pretrained, run.recipe)
+        state = train.copy_pretrained(state, run.pretrained.params, run.recipe)
     return jax.device_get(state.params), run
 
 
@@ -125,8 +142,11 @@ def test_weights_are_evaluated_on_data_with_their_classes(data, pretrained, tmp_
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])
     result = json.loads((pretrained / "result.json").read_text())
     assert shown["one_view"] == pytest.approx(result["one_view"], rel=1e-5)
-    assert shown["ten_views"]["views"] == 10
+    assert "ten_views" not in shown  # as the run's config has it
     for arguments, wanted in (
+        ([f"--dataset={data[0]}", "--checkpoint=best"], "--checkpoint=best goes with --workdir, not with --weights"),
+        ([f"--dataset={data[0]}", "--split=foo"], "Set --split=NAME"),
+        (["--dataset=folder:/no/where"], "there is no such folder"),
         ([f"--dataset={data[1]}"], "has 3 classes, and .* knows 5 classes of many"),
         ([], "--dataset is missing"),
         ([f"--dataset={data[0]}", "--split=test"], "has no split 'test'; it has 'train', 'val'"),
@@ -137,6 +157,23 @@ def test_weights_are_evaluated_on_data_with_their_classes(data, pretrained, tmp_
     with pytest.raises(SystemExit) as stop:
         cli.main(["evaluate", f"--workdir={pretrained}", "--dataset=digits"])
     assert "--dataset and --split go with --weights" in stop.value.code
+
+
+def test_a_run_of_another_version_is_not_evaluated(pretrained, tmp_path):
+    config = json.loads((pretrained / "config.json").read_text())
+    del config["mean_at"], config["augment"]["group"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"another version .* its config lacks augment\.group, mean_at\."):
+        loop.evaluate_workdir(tmp_path)
+
+
+def test_a_network_that_differs_from_the_pretrained_one_is_told():
+    assert train.changes(PAPER, replace(with_classes(PAPER, 10), "conv2", bias=0.0)) == ""
+    told = train.changes(CAFFENET, PAPER)
+    assert "input is Input(size=227" in told
+    assert "lrn2 is LRN(n=5, k=1.0" in told
+    assert "conv3" not in told
+    assert train.changes(without(PAPER, LRN), PAPER).startswith("lrn1 is nothing there, LRN(")
 
 
 def test_another_network_or_no_file_is_refused_before_any_work(data, pretrained, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import TINY, batch_of, place, put, recipe_of, statistics_of
 
-from alexnet_jax import LENET5, QUICKSTART, AlexNet, Dense, Dropout, Flatten, Input, train
+from alexnet_jax import LENET5, QUICKSTART, AlexNet, Dense, Dropout, Flatten, Input, networks, optimizer, train
 from alexnet_jax.evaluate import cross_entropy
 from configs import alexnet
 
@@ -80,6 +80,25 @@ def test_a_schedule_sets_the_rates_of_layers_and_lets_one_stand_still():
         moved[-1].append(not np.array_equal(before["conv1"]["bias"], after["conv1"]["bias"]))
     np.testing.assert_allclose(rates, [[0.01] * 3, [1e-3, 1e-4, 1e-3], [1e-3, 0, 1e-3], [1e-5, 0, 1e-5]], rtol=1e-6)
     assert moved == [[True] * 3, [True] * 3, [False, True, False], [False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("variant", "layer", "rates"),
+    [  # after 1, 6, 8, 10, 23, 40, 45 and 80 epochs
+        ("six_conv_pretrain", "*", [1e-2, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3]),
+        ("six_conv_finetune", "*", [1e-3, 1e-3, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]),
+        ("six_conv_finetune", "conv1", [1e-4, 1e-5, 0, 0, 0, 0, 0, 0]),
+        ("six_conv_finetune", "fc9", [1e-2, 1e-2, 1e-2, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]),
+        ("source2012", "fc8", [1e-2, 1e-2, 1e-2, 1e-2, 1e-2, 1e-3, 1e-3, 1e-5]),
+    ],
+)
+def test_the_2012_program_s_rates_by_hand(variant, layer, rates):
+    config = alexnet.get_config(variant)
+    recipe = train.Recipe.from_config(config, 10, 1280, place(architecture=networks.NAMED[config.architecture]))
+    schedule = optimizer.plateau_schedule(**dict(recipe.plateau)).init({})
+    for epoch, wanted in zip((1, 6, 8, 10, 23, 40, 45, 80), rates, strict=True):
+        state = train.TrainState(step=jnp.int32(10 * epoch), params={}, opt_state=(), schedule=schedule)
+        assert float(recipe.rate(state, layer)) == pytest.approx(wanted)
 
 
 def test_a_schedule_is_told_in_epochs_and_its_rates_grow_with_the_batch():

@@ -32,12 +32,10 @@ def read(path: str | Path, mean: str | Path | None = None, checkpoint: Literal["
     Raises:
       UsageError: if there is no such file, or it is of another kind or another network.
     """
-    path, mean = Path(path).expanduser(), None if mean is None else Path(mean).expanduser()
+    path, mean = check_there(path), None if mean is None else Path(mean).expanduser()
     kind = path.suffix.lower()
     if mean is not None and kind != ".caffemodel":
         raise UsageError(f"mean is {mean}, but only a .caffemodel takes a mean file, not {path}. Leave it out.")
-    if not path.exists():
-        raise UsageError(f"{path} is not there. Give the path of a file of weights, or of a run's workdir.")
     if mean is not None and not mean.is_file():
         raise UsageError(f"mean is {mean}, which is no file. Give the .binaryproto of the training set's mean.")
     if path.is_dir():
@@ -58,6 +56,14 @@ def read(path: str | Path, mean: str | Path | None = None, checkpoint: Literal["
         "layout: open it where it was written, and save the weights by "
         "safetensors.torch.save_file(model.state_dict(), FILE)."
     )
+
+
+def check_there(path: str | Path) -> Path:
+    """The path, or UsageError if nothing is there."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UsageError(f"{path} is not there. Give the path of a file of weights, or of a run's workdir.")
+    return path
 
 
 def write(weights: Weights, path: str | Path) -> None:

@@ -60,6 +60,7 @@ def read(path: Path, mean: Path | None) -> Weights:
         mean_image=np.full((256, 256, 3), MEAN, np.float32) if mean is None else _mean_image(mean, architecture),
         pca=None,
         mean_at="crop",
+        views=10,
         classes=classes_of(architecture),
         source=f"Caffe's {title}, {path.name}, with {with_mean}",
     )

@@ -31,6 +31,7 @@ def read(arrays: dict[str, np.ndarray], path: Path) -> Weights:
         mean_image=np.full((256, 256, 3), 255 * np.array(MEAN), np.float32),
         pca=None,
         mean_at="crop",
+        views=10,
         classes=classes_of(architecture),
         source=f"torchvision's alexnet, {path.name}",
     )

@@ -1,6 +1,7 @@
 """Weights on their own, without a run; and the file that holds them: safetensors, which runs no code."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import get_args
@@ -37,6 +38,8 @@ class Weights:
       mean_image: (S, S, 3) float32, pixels in 0..255; pictures have its size.
       pca: ColorPCA of the training set, or None if the source has none.
       mean_at: as in augment.means.
+      views: the most that a test may take of a picture, as in evaluate.predict: 5 where a mirrored one is none of its
+        class.
       classes: a sentence on the order of the classes.
       source: what it was converted from.
     """
@@ -46,6 +49,7 @@ class Weights:
     mean_image: np.ndarray
     pca: ColorPCA | None
     mean_at: augment.MeanAt
+    views: int
     classes: str
     source: str
 
@@ -70,6 +74,14 @@ class Weights:
             )
         network = AlexNet(self.architecture)
         return _predict(self.params, images, self.mean_image, network=network, views=views, mean_at=self.mean_at)
+
+    @property
+    def digest(self) -> str:
+        """A short text that is the same for the same network, weights and mean."""
+        digest = hashlib.sha256(f"{to_json(self.architecture)} {self.mean_at} {self.views}".encode())
+        for name, array in sorted({**_flat(self.params), "mean_image": self.mean_image}.items()):
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     @property
     def preprocessing(self) -> str:
@@ -117,7 +129,7 @@ def write(weights: Weights, path: Path) -> None:
     if weights.pca is not None:
         arrays |= {"eigenvectors": weights.pca.eigenvectors, "eigenvalues": weights.pca.eigenvalues}
     metadata = {FORMAT: VERSION, "architecture": to_json(weights.architecture)}
-    metadata |= {name: getattr(weights, name) for name in ("mean_at", "classes", "source")}
+    metadata |= {name: str(getattr(weights, name)) for name in ("mean_at", "views", "classes", "source")}
     # In the order of memory: safetensors writes the bytes as they lie.
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     write_whole(path, safetensors.numpy.save(arrays, metadata))
@@ -142,7 +154,7 @@ def load(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 
 def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) -> Weights:
     """The weights in what `load` read from a file that `write` wrote; UsageError if it does not fit together."""
-    wanted = {FORMAT, "architecture", "mean_at", "classes", "source"}
+    wanted = {FORMAT, "architecture", "mean_at", "views", "classes", "source"}
     if missing := wanted - metadata.keys():
         raise UsageError(f"{path} lacks {', '.join(sorted(missing))} in its metadata. Convert the source again.")
     if metadata[FORMAT] != VERSION:
@@ -155,6 +167,8 @@ def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) 
             f"{path}: mean_at is {metadata['mean_at']!r}; accepted are {get_args(augment.MeanAt)}. "
             "Convert the source again."
         )
+    if metadata["views"] not in ("1", "5", "10"):
+        raise UsageError(f"{path}: views is {metadata['views']!r}; accepted are 1, 5 and 10. Convert the source again.")
     try:
         architecture = from_json(metadata["architecture"])
         architectures.check(architecture)
@@ -181,8 +195,16 @@ def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) 
         layer, _, kind = name.rpartition("/")
         params.setdefault(layer, {})[kind] = array
     check(params, like, path)
-    told = (metadata[name] for name in ("mean_at", "classes", "source"))
-    return Weights(architecture, params, mean_image, ColorPCA(*pca) if pca else None, *told)
+    return Weights(
+        architecture=architecture,
+        params=params,
+        mean_image=mean_image,
+        pca=ColorPCA(*pca) if pca else None,
+        mean_at=metadata["mean_at"],
+        views=int(metadata["views"]),
+        classes=metadata["classes"],
+        source=metadata["source"],
+    )
 
 
 def to_json(architecture: Architecture) -> str:

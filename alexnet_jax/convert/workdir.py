@@ -39,6 +39,7 @@ def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
         mean_image=statistics.mean_image,
         pca=statistics.pca,
         mean_at=config.get("mean_at", "crop"),
+        views=config.get("views", 10 if config.augment.flip else 5),
         classes=ILSVRC_2012 if dataset == "imagenet2012" and classes == 1000 else f"{classes} classes of {dataset}",
         source=f"step {step} of the run {workdir.resolve().name} ({config.architecture})",
     )
