@@ -11,6 +11,19 @@ import sys
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; errors that the user can mend are told in a sentence."""
+    options = _parser().parse_args(arguments)
+    # Before TensorFlow is imported, which only reads data here.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
+    from alexnet_jax.config import UsageError
+
+    try:
+        options.run(options)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+
+
+def _parser():
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax", description="AlexNet in JAX: side jobs.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -66,17 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--views", type=int, choices=(1, 5, 10), default=1, help="of a picture: 5 are those of 10 that are not mirrored"
     )
     export.set_defaults(run=_export)
-
-    options = parser.parse_args(arguments)
-    # Before TensorFlow is imported, which only reads data here.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
-    from alexnet_jax.config import UsageError
-
-    try:
-        options.run(options)
-    except UsageError as error:
-        sys.exit(f"error: {error}")
+    return parser
 
 
 def _positive(text):

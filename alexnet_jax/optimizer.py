@@ -53,21 +53,7 @@ def update_rule(
     kernels, biases = functools.partial(_named, "kernel"), functools.partial(_named, "bias")
     if bias_rate is None:
         bias_rate = jax.tree.map(lambda eps: BIAS * eps, rate) if rule == "source2012" else rate
-
-    def with_rates(f):
-        """A link f(eps, update, weight) of the chain, for each array."""
-
-        def update(updates, params):
-            eps = jax.tree.map(
-                lambda bias, of_bias, of_kernel: of_bias if bias else of_kernel,
-                biases(updates),
-                jax.tree.broadcast(bias_rate, updates),
-                jax.tree.broadcast(rate, updates),
-            )
-            return jax.tree.map(f, eps, updates, params)
-
-        return optax.stateless(update)
-
+    with_rates = functools.partial(_with_rates, rate, bias_rate)
     descend = with_rates(lambda eps, u, w: -eps * u)
     stand_still = with_rates(lambda eps, u, w: jnp.where(eps == 0, 0, u))
     match rule:
@@ -88,6 +74,21 @@ def update_rule(
         case _:
             raise ValueError(f"update_rule is {rule!r}; accepted are {', '.join(map(repr, RULES))}.")
     return optax.chain(*links, stand_still)
+
+
+def _with_rates(rate, bias_rate, f):
+    """A link f(eps, update, weight) of a chain, for each array at its own rate."""
+
+    def update(updates, params):
+        eps = jax.tree.map(
+            lambda is_bias, of_bias, of_kernel: of_bias if is_bias else of_kernel,
+            _named("bias", updates),
+            jax.tree.broadcast(bias_rate, updates),
+            jax.tree.broadcast(rate, updates),
+        )
+        return jax.tree.map(f, eps, updates, params)
+
+    return optax.stateless(update)
 
 
 def _named(name, params):
