@@ -187,10 +187,7 @@ ALL = {"1x1": (1, 1, "towers"), **PLACEMENTS}
 @pytest.mark.parametrize("after", ALL)
 @pytest.mark.parametrize(
     "before",
-    [
-        name if name in ("1x1", "2x2", "weird trick on 4") else pytest.param(name, marks=pytest.mark.slow)
-        for name in ALL
-    ],
+    [name if name in ("1x1", "2x2") else slow(name) for name in ALL],
 )
 def test_a_checkpoint_of_one_placement_resumes_on_every_other(before, after, tmp_path):
     want, want_losses = run(recipe_of(place()), stop=6)
@@ -338,7 +335,10 @@ def test_evaluation_counts_the_same_wherever_it_is(where):
 
 @pytest.mark.parametrize(
     ("where", "backend"),
-    [((1, 1, "towers"), "cpu"), ((2, 2, "towers"), "cpu"), ((4, 1, "weird_trick"), "cpu"), ((2, 2, "towers"), "gpu")],
+    [
+        *(((1, 1, "towers"), "cpu"), ((2, 2, "towers"), "gpu")),
+        *(slow((2, 2, "towers"), "cpu"), slow((4, 1, "weird_trick"), "cpu")),
+    ],
 )
 def test_a_batch_in_parts_takes_the_same_step(where, backend, monkeypatch):
     want, want_losses = run(recipe_of(place()))
