@@ -48,16 +48,18 @@ def problem():
     return source, Statistics(mean, ColorPCA(np.eye(3), np.ones(3))), params
 
 
-def by_numpy(source, statistics, params, views):
+def by_numpy(source, statistics, params, views, mean_at="crop"):
     corners = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]
     places = [(i, j, step) for step in (1, -1) for i, j in corners]
     chosen = {1: [(1, 1, 1)], 5: places[:5], 10: places}[views]
     wrong1 = wrong5 = loss = 0
     for image, label in zip(source.images, source.labels, strict=True):
-        centered = image.astype(np.float64) - statistics.mean_image
         average = np.zeros(CLASSES)
         for i, j, step in chosen:
-            crop = centered[i : i + CROP, j : j + CROP][:, ::step]
+            there = np.s_[i : i + CROP, j : j + CROP]
+            crop = image[there][:, ::step].astype(np.float64)
+            # The 2012 program mirrors the picture, not the mean.
+            crop -= statistics.mean_image[there][:, ::step] if mean_at == "crop" else statistics.mean_image[1:-1, 1:-1]
             logits = crop.reshape(-1) @ params["fc1"]["kernel"][0].astype(np.float64) + params["fc1"]["bias"][0]
             average += np.exp(logits) / np.exp(logits).sum() / len(chosen)
         order = np.argsort(-average)
@@ -85,3 +87,17 @@ def test_errors_and_loss_equal_numpy_on_every_batch_size_and_mesh(problem, views
     assert (errors.top1_error, errors.top5_error) == pytest.approx((top1, top5))
     assert errors.loss == pytest.approx(loss, rel=1e-5)
     assert (errors.examples, errors.views) == (EXAMPLES, views)
+
+
+@pytest.mark.parametrize("views", [1, 10])
+def test_the_mean_of_the_centre_is_subtracted_from_every_view_where_the_recipe_says_so(problem, views):
+    source, statistics, params = problem
+    network = AlexNet(LINEAR, placement=towers.place(LINEAR, devices=jax.devices()[:1]))
+    losses = {
+        at: evaluate(params, source, statistics, network=network, batch_size=4, views=views, mean_at=at).loss
+        for at in ("crop", "center")
+    }
+    for at, loss in losses.items():
+        assert loss == pytest.approx(by_numpy(source, statistics, params, views, at)[2], rel=1e-5)
+    if views == 10:
+        assert losses["crop"] != pytest.approx(losses["center"], rel=1e-3)
