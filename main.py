@@ -1,7 +1,6 @@
 """Trains a network: python main.py --config=configs/alexnet.py --workdir=/ckpt"""
 
 import os
-import re
 import sys
 
 from absl import app, flags
@@ -26,21 +25,9 @@ def parse_flags(argv):
         CONFIG.value.keys()  # a file that is not there is noticed only here
         return rest
     except (flags.Error, AttributeError, OSError) as error:
-        sys.exit(f"error: {_reason(str(error).strip(), argv)}\n{USAGE}")
+        from alexnet_jax.config import what_is_wrong  # not at the top, so that --help is quick
 
-
-def _reason(error, argv):
-    """The parser's words; for a field of the config those of alexnet_jax.config, which knows what it accepts."""
-    from alexnet_jax.config import UsageError, check_name, check_value
-
-    try:
-        for name in re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE):
-            check_name(name)
-        if refused := re.match(r"flag --config\.([^=]+)=(.*?): ", error):
-            check_value(*refused.groups())
-    except UsageError as better:
-        return better
-    return error
+        sys.exit(f"error: {what_is_wrong(error, argv)}\n{USAGE}")
 
 
 def main(argv):

@@ -154,11 +154,11 @@ def fit_color_pca(images):
         count, total, square = count + len(pixels), total + pixels.sum(0), square + pixels.T @ pixels
     if not count:
         raise ValueError("no pixels were given; the colour PCA needs at least one image.")
-    return color_pca_from_sums(count, total, square)
+    return jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), color_pca_from_sums(count, total, square))
 
 
 def color_pca_from_sums(count, total, square):
-    """ColorPCA from the number of pixels, their sum (3,) and the sum of their outer products (3, 3), in 0..255."""
+    """ColorPCA in float64 from the number of pixels in 0..255, their sum (3,) and their outer products' sum (3, 3)."""
     mean = total / count
     covariance = (square / count - np.outer(mean, mean)) / 255**2
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
@@ -166,8 +166,5 @@ def color_pca_from_sums(count, total, square):
     eigenvectors = eigenvectors[:, largest_first]
     # The sign of an eigenvector is arbitrary: make its largest component positive on every machine.
     signs = np.sign(eigenvectors[np.abs(eigenvectors).argmax(0), range(3)])
-    return ColorPCA(
-        jnp.asarray(eigenvectors * signs, jnp.float32),
-        # Grey pictures have two eigenvalues that are zero up to rounding, which may be below it.
-        jnp.asarray(np.maximum(eigenvalues[largest_first], 0), jnp.float32),
-    )
+    # Grey pictures have two eigenvalues that are zero up to rounding, which may be below it.
+    return ColorPCA(eigenvectors * signs, np.maximum(eigenvalues[largest_first], 0))

@@ -1,4 +1,4 @@
-"""The commands of `python -m alexnet_jax`: summary, prepare, evaluate, convert, export."""
+"""The commands of `python -m alexnet_jax`: summary, prepare, doctor, evaluate, convert, export."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,12 @@ import sys
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; errors that the user can mend are told in a sentence."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "doctor":
+        options.flags = [f"--config={options.config}", *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     # Before TensorFlow is imported, which only reads data here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
@@ -38,11 +43,35 @@ def _parser():
     summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as config.mesh's")
     summary.set_defaults(run=_summary)
 
-    prepare = commands.add_parser("prepare", help="make ImageNet's tars into square pictures, once")
+    prepare = commands.add_parser("prepare", help="make ImageNet, or pictures of your own, into square ones, once")
+    prepare.add_argument("--source", required=True, help="tfds:NAME, tars:FOLDER (ImageNet's two) or folder:FOLDER")
     prepare.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
-    prepare.add_argument("--tars", default="", help="folder of the two tars; default DATA_DIR/downloads/manual")
-    prepare.add_argument("--image_size", type=int, default=256, help="side of the pictures in pixels")
+    prepare.add_argument("--dataset", default="imagenet2012", help="the name that config.dataset will give")
+    prepare.add_argument("--image_size", type=_positive, default=256, help="side of the pictures in pixels")
+    prepare.add_argument("--workers", type=_positive, help="processes; default: one a core")
+    prepare.add_argument(
+        "--encoding", choices=("jpeg", "raw"), default="jpeg", help="raw: pixels, larger and quicker to read"
+    )
+    prepare.add_argument(
+        "--broken", choices=("fatal", "skip"), default="fatal", help="what to do about pictures that do not decode"
+    )
     prepare.set_defaults(run=_prepare)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="check machine, data and config before days of training",
+        epilog="Fields of the config are set as for main.py: --config.FIELD=VALUE.",
+    )
+    doctor.add_argument("--config", required=True, help="FILE[:VARIANT], as for main.py")
+    doctor.add_argument("--workdir", default=".", help="where the run will go; default the current folder")
+    doctor.add_argument("--output", default=".", help="folder for doctor.png; default the current folder")
+    doctor.add_argument(
+        "--duplicates",
+        choices=("sample", "all", "none"),
+        default="sample",
+        help="of how many pictures the content is compared; all reads the whole dataset once",
+    )
+    doctor.set_defaults(run=_doctor)
 
     evaluate = commands.add_parser("evaluate", help="errors of a run's checkpoint or of weights, one view and ten")
     network = evaluate.add_mutually_exclusive_group(required=True)
@@ -121,10 +150,34 @@ def _summary(options):
 
 
 def _prepare(options):
-    from alexnet_jax.data import hide_accelerators_from_tensorflow, imagenet
+    try:
+        from alexnet_jax.data import hide_accelerators_from_tensorflow
+        from alexnet_jax.data.prepare import prepare
 
-    hide_accelerators_from_tensorflow()
-    print(f"Prepared: {imagenet.prepare(options.data_dir, options.image_size, options.tars)}")
+        hide_accelerators_from_tensorflow()
+        names = ("source", "data_dir", "image_size", "dataset", "encoding", "broken", "workers")
+        print(f"Prepared: {prepare(**{name: getattr(options, name) for name in names})}")
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _doctor(options):
+    from alexnet_jax import config, data, doctor
+
+    config = config.from_flags(options.flags)
+    data.hide_accelerators_from_tensorflow()
+    findings = doctor.examine(
+        config,
+        workdir=options.workdir,
+        output=options.output,
+        duplicates=options.duplicates,
+        tell=lambda finding: print(finding, flush=True),
+    )
+    counts = {level: sum(f.level == level for f in findings) for level in ("problem", "warning")}
+    print(", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items()))
+    if counts["problem"]:
+        sys.exit(1)
 
 
 def _evaluate(options):

@@ -4,9 +4,12 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from pathlib import Path
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from alexnet_jax import architectures, networks
 from alexnet_jax.files import write_whole
@@ -165,6 +168,36 @@ def check_resumable(config: ml_collections.ConfigDict, saved: ml_collections.Con
                 f"{workdir} holds a run with {name}={before[name]!r}, and this one has {name}={now[name]!r}. "
                 f"To resume it, set --config.{name}={before[name]}; to start anew, give another --workdir."
             )
+
+
+def from_flags(arguments: list[str]) -> ml_collections.ConfigDict:
+    """The config that --config=FILE[:VARIANT] and --config.FIELD=VALUE give, as main.py takes them.
+
+    Raises:
+      UsageError: if there is no such file, or a flag is wrong.
+    """
+    argv, values = ["", *arguments], flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
+    try:
+        if rest := values(argv)[1:]:
+            raise UsageError(f"unknown arguments: {' '.join(rest)}; fields are set as --config.FIELD=VALUE")
+        config.value.keys()  # a file that is not there is noticed only here
+    except (flags.Error, AttributeError, OSError) as error:
+        raise UsageError(what_is_wrong(error, argv)) from error
+    return config.value
+
+
+def what_is_wrong(error: Exception, argv: list[str]) -> str:
+    """The flag parser's words; where a field is wrong, those of the checks here, which know what it accepts."""
+    words = str(error).strip()
+    try:
+        for name in re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE):
+            check_name(name)
+        if refused := re.match(r"flag --config\.([^=]+)=(.*?): ", words):
+            check_value(*refused.groups())
+    except UsageError as better:
+        return str(better)
+    return words
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from clu import parameter_overview, periodic_actions
 from jax.sharding import PartitionSpec
@@ -121,13 +122,24 @@ def _open(config, workdir, training):
     if (saved := workdir / "config.json").exists():
         config_lib.check_resumable(config, config_lib.load(saved), workdir)
     placement = place(config, batches=("batch_size", "eval_batch_size") if training else ("eval_batch_size",))
-    data = sources.open_dataset(
+    data = open_data(config)
+    recipe = recipe_for(config, data, placement)
+    return Run(config, workdir, recipe, data, None, num_steps(config, len(data.train)))
+
+
+def open_data(config) -> sources.Dataset:
+    """The dataset that a config names; errors as in sources.open_dataset."""
+    return sources.open_dataset(
         config.dataset,
         config.data_dir,
         image_size=config.image_size,
         train_split=config.train_split,
         eval_split=config.eval_split,
     )
+
+
+def recipe_for(config, data: sources.Dataset, placement: towers.Placement) -> Recipe:
+    """The recipe that a config describes, for a dataset. Raises UsageError where the classes do not fit."""
     num_classes = config.num_classes or data.num_classes
     if not num_classes:
         raise UsageError(
@@ -138,8 +150,7 @@ def _open(config, workdir, training):
             f"num_classes is {num_classes}, but dataset {config.dataset!r} has {data.num_classes} classes; "
             f"accepted are {data.num_classes} or more. Set --config.num_classes=0 for the dataset's own number."
         )
-    recipe = Recipe.from_config(config, num_classes, len(data.train), placement)
-    return Run(config, workdir, recipe, data, None, _num_steps(config, len(data.train)))
+    return Recipe.from_config(config, num_classes, len(data.train), placement)
 
 
 def _read_weights(path):
@@ -151,7 +162,8 @@ def _read_weights(path):
     return weights
 
 
-def _num_steps(config, examples):
+def num_steps(config, examples: int) -> int:
+    """The steps of a run on so many examples."""
     return config.num_steps or -(-config.num_epochs * examples // config.batch_size)
 
 
@@ -171,7 +183,8 @@ def _read_statistics(run):
         statistics.save(path)
 
     hosts.together(make)
-    return Statistics.load(path)
+    # Float32 already here: device_put compares what the processes give it with what they hold then.
+    return jax.tree.map(np.float32, Statistics.load(path))
 
 
 def train(config, workdir) -> dict:
@@ -230,7 +243,7 @@ def fit(
     start, config, placement = int(state.step), run.config, run.recipe.network.placement
     progress = outputs.Progress(start=start, stop=run.stop, batch_size=config.batch_size)
     writer = outputs.make_writer(run.workdir, start)
-    journal = Journal(progress, writer, config.log_every_steps)
+    journal = Journal(progress, writer, config.log_every_steps, config.batch_size)
     profile = periodic_actions.Profile(
         logdir=str(run.workdir),
         first_profile=start + 10,
@@ -243,7 +256,7 @@ def fit(
             state, _ = validate(run, state, progress, writer, sigterm)
             if sigterm.came:  # again before it was done: the checkpoint there still says that it is due
                 return state
-        for step, batch in enumerate(run.batches_from(start), start + 1):
+        for step, batch in enumerate(journal.take(run.batches_from(start)), start + 1):
             batch = placement.put(batch, config.batch_size)
             state, metrics = train_step(state, batch, run.statistics, recipe=run.recipe)
             metrics["gradient_norm"] = gradient_norm(metrics.pop("gradient_squares"))

@@ -5,6 +5,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -64,7 +66,7 @@ def make_writer(workdir: Path, step: int) -> metric_writers.MetricWriter:
 
 
 class Progress:
-    """A bar on a terminal, a plain line every ten seconds elsewhere: loss, images/s, time left."""
+    """A bar on a terminal, a plain line every ten seconds elsewhere: loss, images/s, waiting for data, time left."""
 
     def __init__(self, *, start: int, stop: int, batch_size: int):
         silent = True if jax.process_index() else None  # None: on a terminal only
@@ -73,16 +75,17 @@ class Progress:
         self._told_at = self._began = time.monotonic()
         self._first = start
 
-    def update(self, step: int, loss: float) -> None:
-        """Shows that `step` steps are done."""
+    def update(self, step: int, loss: float, waiting: float) -> None:
+        """Shows that `step` steps are done; `waiting`: % of the time that the device waited for data."""
         now = time.monotonic()
         images_per_second = (step - self._first) * self._batch_size / max(now - self._began, 1e-9)
-        self._bar.set_postfix_str(f"loss {loss:.3f}, {images_per_second:.0f} images/s", refresh=False)
+        shown = f"loss {loss:.3f}  {images_per_second:.0f} images/s  waiting {waiting:.0f}%"
+        self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update(1)
         if self._bar.disable and (now - self._told_at > 10 or step == self._stop):
             left = (self._stop - step) * self._batch_size / images_per_second
             self._told_at = now
-            self.say(f"step {step}/{self._stop}  loss {loss:.3f}  {images_per_second:.0f} images/s  {left:.0f} s left")
+            self.say(f"step {step}/{self._stop}  {shown}  {left:.0f} s left")
 
     def say(self, line: str) -> None:
         """Prints a line without tearing the bar."""
@@ -98,10 +101,24 @@ class Progress:
 class Journal:
     """Metrics on their way from the device: fetched one step late, so that the device never waits for it."""
 
-    def __init__(self, progress, writer, every_steps):
+    def __init__(self, progress, writer, every_steps, batch_size):
         self._pending = collections.deque()
-        self._progress, self._writer, self._every_steps = progress, writer, every_steps
+        self._progress, self._writer, self._every_steps, self._batch_size = progress, writer, every_steps, batch_size
         self._losses, self._since = [], time.monotonic()
+        self._waited = 0.0  # seconds
+        self._watch, self._ready_at = ThreadPoolExecutor(1), None
+
+    def take(self, batches: Iterator) -> Iterator:
+        """Passes batches on, and measures how long the device had nothing to do for want of the next one."""
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            if self._ready_at is not None and self._ready_at.done():  # else the device is still at work
+                self._waited += time.monotonic() - max(asked, self._ready_at.result())
+            yield batch
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of a step that may still be running; looks at those of the step before.
@@ -109,6 +126,7 @@ class Journal:
         Raises FloatingPointError if those are not finite.
         """
         self._pending.append((step, metrics))
+        self._ready_at = self._watch.submit(_time_when_ready, metrics["loss"])
         while len(self._pending) > 1:
             self._look(*self._pending.popleft())
 
@@ -125,17 +143,25 @@ class Journal:
                 "--config.learning_rate, in another --workdir."
             )
         self._losses.append(float(metrics["loss"]))
-        self._progress.update(step, float(metrics["loss"]))
+        seconds = time.monotonic() - self._since
+        waiting = 100 * self._waited / seconds
+        self._progress.update(step, float(metrics["loss"]), waiting)
         if step % self._every_steps == 0:
             scalars = {
                 "train_loss": np.mean(self._losses),
                 "train_error": metrics["error"],
                 "learning_rate": metrics["learning_rate"],
                 "gradient_norm": metrics["gradient_norm"],
-                "steps_per_second": len(self._losses) / (time.monotonic() - self._since),
+                "images_per_second": len(self._losses) * self._batch_size / seconds,
+                "waiting_percent": waiting,
             }
             self._writer.write_scalars(step, scalars)
-            self._losses, self._since = [], time.monotonic()
+            self._losses, self._since, self._waited = [], time.monotonic(), 0.0
+
+
+def _time_when_ready(array):
+    array.block_until_ready()
+    return time.monotonic()
 
 
 def write_result(workdir: Path, result: dict) -> None:

@@ -264,7 +264,7 @@ def _gradients_on_device(recipe, params, batch, statistics, step):
     placement, last = recipe.network.placement, recipe.network.architecture[-1]
 
     def of_part(part):
-        images = _augment(recipe, part, statistics, step)  # (N, H, W, 3)
+        images = augmented(recipe, part, statistics, step)  # (N, H, W, 3)
 
         def loss_of(params):
             logits = recipe.network.apply(
@@ -300,8 +300,14 @@ def _accumulate(of_part, batch, parts):
     return gradients, loss / parts, error / parts
 
 
-def _augment(recipe, batch, statistics, step):
-    """Crop, flip, mean and colour of each picture, by numbers drawn from its index (or its group's) alone."""
+def augmented(recipe: Recipe, batch, statistics: Statistics, step):
+    """Crop, flip, mean and colour of each picture, by numbers drawn from its index (or its group's) alone.
+
+    Args: as in train_step; step, () int32, is that of the state.
+
+    Returns:
+      (N, H, W, 3) float32, what the network sees.
+    """
     size = recipe.network.architecture[0].size
     of_image, of_crop = augment.means(statistics.mean_image, size, recipe.mean_at)
 

@@ -33,7 +33,8 @@ DATA_AND_CHECKPOINTS = {"tensorflow", "tensorflow_datasets", "orbax", "clu", "ml
         # The package itself imports JAX for its public names.
         ("-m alexnet_jax --help", "summary", DATA_AND_CHECKPOINTS),
         ("-m alexnet_jax evaluate --help", "--checkpoint", DATA_AND_CHECKPOINTS),
-        ("-m alexnet_jax prepare --help", "--tars", DATA_AND_CHECKPOINTS),
+        ("-m alexnet_jax doctor --help", "--duplicates", DATA_AND_CHECKPOINTS),
+        ("-m alexnet_jax prepare --help", "--source", DATA_AND_CHECKPOINTS),
     ],
 )
 def test_help_comes_without_importing_what_is_heavy(program, wanted, heavy):
@@ -80,7 +81,7 @@ def test_evaluate_on_a_folder_that_is_no_run_says_so(capsys, tmp_path):
 
 
 def test_prepare_without_tars_says_where_they_come_from(capsys, tmp_path):
-    message = message_of(capsys, "prepare", f"--data_dir={tmp_path}")
+    message = message_of(capsys, "prepare", f"--source=tars:{tmp_path}", f"--data_dir={tmp_path}")
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found in" in message
     assert "https://image-net.org/download-images" in message
 

@@ -62,7 +62,7 @@ def test_imagenet_that_is_not_there(message_of, tmp_path):
     message = message_of(config_for("imagenet2012", data_dir=str(tmp_path)))
     assert message.startswith("imagenet2012 at 32 pixels is not in ")
     assert "https://image-net.org/download-images" in message
-    assert f"python -m alexnet_jax prepare --data_dir={tmp_path} --image_size=32" in message
+    assert f"prepare --source=tars:FOLDER --data_dir={tmp_path} --image_size=32" in message
 
 
 def test_an_unknown_dataset(message_of):

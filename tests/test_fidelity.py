@@ -306,7 +306,7 @@ def augmented(recipe, image, mean_image, n=64, step=0):
     """The same picture, augmented as n examples in a row."""
     pca = ColorPCA(jnp.eye(3), jnp.array([0.04, 0.0, 0.0]))
     batch = {"index": jnp.arange(n, dtype=jnp.uint32), "image": jnp.broadcast_to(image, (n, *image.shape))}
-    return np.asarray(train._augment(recipe, batch, Statistics(mean_image, pca), step))
+    return np.asarray(train.augmented(recipe, batch, Statistics(mean_image, pca), step))
 
 
 RAMP = jnp.arange(40 * 40 * 3.0).reshape(40, 40, 3)

@@ -1,12 +1,15 @@
 """What a run writes and shows: metrics line by line, the result, the closing table."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
+from alexnet_jax import outputs
 from alexnet_jax.evaluate import Errors
 from alexnet_jax.outputs import (
+    Journal,
     JsonLinesWriter,
     Progress,
     errors_table,
@@ -112,13 +115,53 @@ def test_a_metric_that_is_not_finite_is_named():
 
 def test_where_there_is_no_terminal_progress_is_plain_lines(capsys):
     progress = Progress(start=2, stop=4, batch_size=8)
-    progress.update(3, 1.5)
-    progress.update(4, 1.25)
+    progress.update(3, 1.5, 0.0)
+    progress.update(4, 1.25, 12.3)
     progress.say("validation")
     progress.close()
     shown = capsys.readouterr()
     first, second = shown.out.splitlines()  # nothing at step 3: ten seconds are not over
     assert first.startswith("step 4/4  loss 1.250  ")
-    assert first.endswith(" images/s  0 s left")
+    assert first.endswith(" images/s  waiting 12%  0 s left")
     assert second == "validation"
     assert shown.err == ""
+
+
+@pytest.mark.parametrize(
+    ("batch_takes", "step_takes", "waiting"),
+    [
+        (1, 4, 0),  # the batch is there before the device has done
+        (5, 4, 20),  # the device has nothing to do in 1 of 5 seconds
+        (10, 1, 90),
+    ],
+)
+def test_waiting_is_the_time_in_which_the_device_has_nothing_to_do(monkeypatch, batch_takes, step_takes, waiting):
+    clock = types.SimpleNamespace(now=0.0, device_free=0.0)
+    monkeypatch.setattr(outputs.time, "monotonic", lambda: clock.now)
+
+    class Watch:
+        """Knows when a step will have been done, on a clock that only the test moves."""
+
+        def submit(self, _, loss):
+            ready = clock.device_free = max(clock.now, clock.device_free) + step_takes
+            return types.SimpleNamespace(done=lambda: clock.now >= ready, result=lambda: ready)
+
+    def batches():
+        for _ in range(9):
+            clock.now += batch_takes
+            yield "batch"
+
+    lines = []
+    progress = types.SimpleNamespace(update=lambda *_: None)
+    writer = types.SimpleNamespace(write_scalars=lambda step, scalars: lines.append(scalars))
+    journal = Journal(progress, writer, every_steps=4, batch_size=10)
+    journal._watch = Watch()
+    wait_for_it = [0.0]  # when the step before is done: the journal fetches its loss
+    for step, _ in enumerate(journal.take(batches()), 1):
+        before, wait_for_it[0] = wait_for_it[0], max(clock.now, clock.device_free) + step_takes
+        clock.now = max(clock.now, before)
+        journal.add(step, {"loss": 1.0, "error": 2.0, "learning_rate": 3.0, "gradient_norm": 4.0})
+    assert len(lines) == 2
+    period = max(batch_takes, step_takes)
+    assert lines[1]["waiting_percent"] == pytest.approx(waiting)
+    assert lines[1]["images_per_second"] == pytest.approx(10 / period)

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from alexnet_jax.augment import ColorPCA
 from alexnet_jax.config import UsageError
 from alexnet_jax.data.statistics import Statistics, Sums
 from alexnet_jax.data.survey import check_labels, survey
@@ -43,15 +44,18 @@ def source_of(count, labels=None):
 
 
 def assert_are_of(statistics, images):
-    """Compares with float64; of an eigenvector the sign is free."""
+    """Compares with float64; largest first, and the largest component of each eigenvector is positive."""
     pictures = images.astype(np.float64)
-    assert statistics.mean_image.dtype == np.float32
-    np.testing.assert_allclose(statistics.mean_image, pictures.mean(0), rtol=1e-6)
+    assert {array.dtype for array in arrays_of(statistics)} == {np.dtype(np.float64)}
+    np.testing.assert_allclose(statistics.mean_image, pictures.mean(0), rtol=1e-9)
     values, vectors = np.linalg.eigh(np.cov(pictures.reshape(-1, 3).T / 255, bias=True))
-    order = np.argsort(statistics.pca.eigenvalues)
-    np.testing.assert_allclose(np.asarray(statistics.pca.eigenvalues)[order], values, rtol=1e-5)
-    ours = np.asarray(statistics.pca.eigenvectors)[:, order]
-    np.testing.assert_allclose(np.abs((ours * vectors).sum(0)), 1, atol=1e-5)
+    np.testing.assert_allclose(statistics.pca.eigenvalues, values[::-1], rtol=1e-9)
+    vectors = vectors[:, ::-1] * np.sign(vectors[np.abs(vectors).argmax(0), range(3)])[::-1]
+    np.testing.assert_allclose(statistics.pca.eigenvectors, vectors, rtol=1e-9)
+
+
+def arrays_of(statistics):
+    return statistics.mean_image, statistics.pca.eigenvectors, statistics.pca.eigenvalues
 
 
 @pytest.mark.parametrize("count", [64, 128, 100, 65, 7], ids=lambda count: f"{count} pictures")
@@ -68,8 +72,33 @@ def test_sums_do_not_depend_on_how_pictures_are_grouped():
         one_by_one.add(image[None])
     together.add(images)
     for a, b in ((one_by_one.image, together.image), (one_by_one.square, together.square)):
-        np.testing.assert_array_equal(a, b)  # sums of integers below 2^53 are exact
+        assert a.dtype == np.int64
+        np.testing.assert_array_equal(a, b)
     assert_are_of(one_by_one.statistics(), images)
+
+
+@given(
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+    order=st.randoms(use_true_random=False),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=30)
+def test_parts_that_are_merged_in_any_order_are_the_whole(cuts, order, seed):
+    images = colourful(40, seed)
+    whole = Sums(SIZE)
+    whole.add(images)
+    parts = []
+    for part in np.split(images, sorted(cuts)):  # some are empty
+        parts.append(Sums(SIZE))
+        parts[-1].add(part)
+    order.shuffle(parts)
+    merged = Sums(SIZE)
+    for part in parts:
+        merged.merge(part)
+    assert merged.pictures == 40
+    for ours, wanted in zip(arrays_of(merged.statistics()), arrays_of(whole.statistics()), strict=True):
+        np.testing.assert_array_equal(ours, wanted)  # to the bit
+    assert_are_of(merged.statistics(), images)
 
 
 def test_sums_of_many_bright_pictures_stay_exact():
@@ -79,13 +108,7 @@ def test_sums_of_many_bright_pictures_stay_exact():
     assert (sums.image == 255 * 300_000).all()
     assert (sums.square == 255**2 * 300_000 * SIZE**2).all()
     assert (sums.statistics().mean_image == 255).all()
-
-
-def an_example(value):
-    return Statistics(
-        np.full((SIZE, SIZE, 3), value, np.float32),
-        ColorPCA(np.arange(9, dtype=np.float32).reshape(3, 3) + value, np.array([3, 2, 1], np.float32)),
-    )
+    np.testing.assert_allclose(sums.statistics().pca.eigenvalues, 0, atol=1e-15)
 
 
 def test_what_is_saved_is_loaded_bit_by_bit(tmp_path):
@@ -93,12 +116,8 @@ def test_what_is_saved_is_loaded_bit_by_bit(tmp_path):
     saved = survey(source_of(10), image_size=SIZE, num_classes=1)
     saved.save(path)
     loaded = Statistics.load(path)
-    for a, b in (
-        (saved.mean_image, loaded.mean_image),
-        (saved.pca.eigenvectors, loaded.pca.eigenvectors),
-        (saved.pca.eigenvalues, loaded.pca.eigenvalues),
-    ):
-        assert np.asarray(a).dtype == b.dtype
+    for a, b in zip(arrays_of(saved), arrays_of(loaded), strict=True):
+        assert a.dtype == b.dtype == np.float64
         np.testing.assert_array_equal(a, b)
     assert [p.name for p in path.parent.iterdir()] == ["statistics.npz"]
 

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
+import jax
+import numpy as np
+
 from alexnet_jax import config as config_lib
 from alexnet_jax import networks
 from alexnet_jax.architectures import with_classes
@@ -30,7 +33,7 @@ def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
         )
     architecture = with_classes(networks.NAMED[config.architecture], classes)
     check(params, expected(architecture), workdir)
-    statistics = Statistics.load(workdir / "statistics.npz")
+    statistics = jax.tree.map(np.float32, Statistics.load(workdir / "statistics.npz"))
     # Of folder:PATH the last folder alone: the file may go to others, whom the path does not concern.
     dataset = config.dataset.rstrip("/").rpartition("/")[2]
     return Weights(

@@ -3,6 +3,7 @@
 sources      datasets by name, read by random access
 digits       the digits that need no download
 imagenet     ILSVRC-2012 from its tars to 256x256 records
+labels       the labels that ILSVRC-2012 itself gives its pictures
 pictures     encoded bytes -> square uint8 pictures
 batches      the order of examples, and tf.data
 statistics   mean image and colour PCA

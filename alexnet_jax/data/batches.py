@@ -1,17 +1,24 @@
 """Batches in an order that is a pure function of (seed, epoch), read from any step on."""
 
 import functools
+import math
+import os
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 
 from alexnet_jax.config import UsageError
-from alexnet_jax.data.pictures import decode_square
+from alexnet_jax.data.pictures import ACCEPTED, PictureError, decode_square
 from alexnet_jax.data.sources import Source
 
 Batch = dict[str, np.ndarray]
 """image (N, S, S, 3) uint8, label (N,) int32, index (N,) uint32, and in evaluation mask (N,) bool."""
+
+_PART = 8  # pictures that a thread decodes at a time
 
 
 @functools.lru_cache(maxsize=2)
@@ -86,41 +93,78 @@ def _read(source: Source, examples, start: int, stop: int, image_size: int):
     """Yields (image, label) arrays for the steps start..stop-1; `examples(step)` names the examples."""
     if start >= stop:
         return
-    size = len(examples(start))
+    memory = _Memory((len(examples(start)), image_size, image_size, 3))
+    failures = {}
 
     def fetch(step):
-        encoded, labels = source.read(examples(int(step)))
-        return np.array(encoded, object), labels
+        try:
+            return _decode(source, examples(int(step)), memory.take(), pool)
+        except Exception as error:
+            failures[int(step)] = error  # TensorFlow passes on no more than its text
+            raise
 
     def fetch_in_graph(step):
-        encoded, labels = tf.numpy_function(fetch, [step], (tf.string, tf.int32), stateful=False)
-        return tf.ensure_shape(encoded, [size]), tf.ensure_shape(labels, [size])
+        return tf.numpy_function(fetch, [step], (tf.uint8, tf.int32), stateful=False)
 
-    def decode(encoded, label):
-        return decode_square(encoded, image_size), label
-
-    dataset = tf.data.Dataset.range(start, stop).map(fetch_in_graph, num_parallel_calls=2)
-    dataset = dataset.unbatch().map(decode, num_parallel_calls=tf.data.AUTOTUNE)  # deterministic order
-    dataset = dataset.batch(size, drop_remainder=True).prefetch(2)
-    iterator = dataset.as_numpy_iterator()
-    for step in range(start, stop):
-        try:
-            batch = next(iterator)
-        except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
-            raise _name_the_broken(source, examples(step), image_size) or error from error
-        yield batch
+    with ThreadPoolExecutor(_cores(), thread_name_prefix="decode") as pool:
+        # Two batches at a time, so that no core waits for the last pictures of one of them.
+        dataset = tf.data.Dataset.range(start, stop).map(fetch_in_graph, num_parallel_calls=2).prefetch(1)
+        options = tf.data.Options()
+        options.autotune.enabled = False  # there is nothing to tune, and its thread is slow to end
+        iterator = dataset.with_options(options).as_numpy_iterator()
+        for step in range(start, stop):
+            try:
+                batch = next(iterator)
+            except tf.errors.OpError as error:
+                raise failures.get(step, error) from None
+            yield batch
 
 
-def _name_the_broken(source: Source, indices, image_size: int) -> UsageError | None:
-    """Decodes one by one, to say by its name which picture stopped the pipeline."""
-    for index in indices:
-        try:
-            (encoded,), _ = source.read(np.array([index]))
-            decode_square(encoded, image_size)
-        except (tf.errors.OpError, OSError) as error:
-            reason = str(getattr(error, "message", error)).splitlines()[0][:200]
-            return UsageError(
-                f"{source.describe(index)} does not decode as a picture ({reason}). Accepted are JPEG, PNG, GIF and "
-                "BMP with 8 bits a channel. Repair or remove it, then start again."
-            )
-    return None
+def _decode(source: Source, indices: np.ndarray, images: np.ndarray, pool: ThreadPoolExecutor):
+    """Fills images (N, S, S, 3) uint8 with N examples, decoded in parallel; returns them and labels (N,) int32."""
+    labels = np.empty(len(indices), np.int32)
+
+    def fill(part):
+        pictures, labels[part] = source.read(indices[part])
+        for index, picture, image in zip(indices[part], pictures, images[part], strict=True):
+            try:
+                if isinstance(picture, np.ndarray):
+                    image[:] = picture
+                else:
+                    decode_square(picture, len(image), image)
+            except PictureError as error:
+                raise UsageError(
+                    f"{source.describe(index)} does not decode as a picture ({error}). Accepted are {ACCEPTED}. "
+                    "Repair or remove it, then start again."
+                ) from error
+
+    parts = [slice(first, first + _PART) for first in range(0, len(indices), _PART)]
+    for done in [pool.submit(fill, part) for part in parts]:
+        done.result()
+    return images, labels
+
+
+class _Memory:
+    """Arrays for batches, each used again once nothing refers to it: fresh pages cost time to map and to clear."""
+
+    _ALIGNMENT = 64  # bytes; TensorFlow and JAX copy arrays that begin elsewhere
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape, self._size = shape, math.prod(shape)
+        self._blocks, self._lock = [], threading.Lock()
+
+    def take(self) -> np.ndarray:
+        """An uninitialized uint8 array that nobody else has."""
+        with self._lock:
+            for block in self._blocks:
+                if sys.getrefcount(block) == 3:  # held by the list, by `block` and by the call alone
+                    break
+            else:
+                block = np.empty(self._size + self._ALIGNMENT, np.uint8)
+                self._blocks.append(block)
+            first = -block.ctypes.data % self._ALIGNMENT
+            return block[first : first + self._size].reshape(self._shape)
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

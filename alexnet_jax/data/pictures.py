@@ -1,31 +1,153 @@
-"""From encoded bytes to square uint8 pictures (paper, section 2), in tf.data on the host."""
+"""From encoded bytes to square uint8 pictures (paper, section 2), on the host."""
 
+import struct
+
+import cv2
+import numpy as np
+import simplejpeg
 import tensorflow as tf
 
+MAX_PIXELS = 2**27  # a header that claims more is not believed: 400 MB as uint8
+ACCEPTED = "JPEG, PNG, GIF and BMP of at most 134 million pixels"
 
-def decode_square(encoded, size):
+cv2.setNumThreads(1)  # each picture has a thread already
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is broken is named by our own error
+
+
+class PictureError(ValueError):
+    """Bytes that do not decode as a picture; the message says why."""
+
+
+def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, exact: bool = False) -> np.ndarray:
     """Decodes a picture, rescales its shorter side to `size` and cuts out the central square.
 
+    A picture whose shorter side is `size` already keeps its pixels. Others go through bilinear
+    interpolation after the JPEG decoder's own reduction by 2, 8/3, 4 or 8, with a 3x3 Gaussian before
+    it where more than 1.5 pixels become one: a photograph costs little more than its decoding.
+    With `exact`, through a triangle as wide as the reduction, in float32, and nothing else.
+
+    As in TFDS's imagenet2012, a note on rotation (EXIF) is ignored; grey pictures get three equal
+    channels, CMYK becomes RGB, of 16 bits the upper 8 are kept and of an animation the first picture.
+
     Args:
-      encoded: scalar tf.string, a JPEG, PNG, GIF or BMP; grey pictures get three equal channels.
+      encoded: a JPEG, PNG, GIF or BMP.
       size: side of the result in pixels.
+      out: (size, size, 3) uint8, C-contiguous, to be filled; made if None.
+      exact: whether quality comes before speed; for data that is prepared once.
 
     Returns:
-      (size, size, 3) uint8 tensor.
+      `out`.
 
-    Source: paper, section 2. The filter is a triangle as wide as the reduction (antialias).
+    Raises:
+      PictureError: if `encoded` is no picture, is damaged, or claims more than MAX_PIXELS.
+
+    Source: paper, section 2.
     """
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)  # (H, W, 3)
-    height, width = tf.unstack(tf.shape(image)[:2])
-    shorter = tf.minimum(height, width)
-    image = tf.cond(shorter == size, lambda: image, lambda: _rescale(image, height, width, shorter, size))
-    top, left = (tf.shape(image)[0] - size) // 2, (tf.shape(image)[1] - size) // 2
-    return tf.ensure_shape(image[top : top + size, left : left + size], (size, size, 3))
+    out = np.empty((size, size, 3), np.uint8) if out is None else out
+    height, width, plain = _header(encoded)
+    if not 0 < height * width <= MAX_PIXELS:
+        raise PictureError(f"its header claims {width} x {height} pixels")
+    if plain:
+        reduces = min(height, width) > size and not exact
+        image = _decode_plain(encoded, size if reduces else 0, out if height == width == size else None)  # (H, W, 3)
+    else:
+        image = _decode_other(encoded)  # (H, W, 3)
+    if exact and min(image.shape[:2]) != size:
+        out[:] = _through_a_triangle(image, size)
+    else:
+        _through_linear(image, out)
+    return out
 
 
-def _rescale(image, height, width, shorter, size):
-    def scaled(side):
-        return tf.cast(tf.round(side * size / shorter), tf.int32)
+def _header(encoded: bytes) -> tuple[int, int, bool]:
+    """Height and width as a picture claims them, and whether it is a JPEG of the usual kind."""
+    try:
+        if encoded[:2] == b"\xff\xd8":
+            return _jpeg_header(encoded)
+        if encoded[:8] == b"\x89PNG\r\n\x1a\n":
+            width, height = struct.unpack(">II", encoded[16:24])
+        elif encoded[:4] == b"GIF8":
+            width, height = struct.unpack("<HH", encoded[6:10])
+        elif encoded[:2] == b"BM":
+            width, height = map(abs, struct.unpack("<ii", encoded[18:26]))  # below 0: stored from the top
+        else:
+            raise PictureError(f"it begins with {encoded[:8]!r}, as no picture does" if encoded else "it is empty")
+    except struct.error as error:
+        raise PictureError("it ends within its header") from error
+    return height, width, False
 
-    resized = tf.image.resize(image, [scaled(height), scaled(width)], antialias=True)  # float32
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+
+def _jpeg_header(encoded):
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
+        return height, width, colors in ("YCbCr", "Gray", "RGB")
+    except ValueError:
+        pass  # a kind that libjpeg-turbo's simple interface does not know
+    try:
+        height, width, _ = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
+    except tf.errors.InvalidArgumentError as error:
+        raise PictureError("its header is damaged") from error
+    return height, width, False
+
+
+def _decode_plain(encoded, at_least=0, buffer=None):
+    """A JPEG, reduced by 2, 8/3, 4 or 8 as long as no side falls below `at_least`, unless that is 0."""
+    # Colours need no smoothing where pixels are joined afterwards.
+    reduced = {"min_height": at_least, "min_width": at_least, "min_factor": 2, "fastupsample": True}
+    try:
+        return simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer, **(reduced if at_least else {}))
+    except ValueError as error:
+        if "extraneous bytes" in str(error):  # they do no harm (many of TFDS's cats_vs_dogs have them)
+            return _decode_other(encoded)
+        raise PictureError(str(error)) from error
+
+
+def _decode_other(encoded):
+    if encoded[:2] == b"BM":
+        return _decode_bmp(encoded)
+    try:
+        if encoded[:2] == b"\xff\xd8":
+            return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE").numpy()
+        return tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+    except tf.errors.OpError as error:
+        message = error.message.splitlines()[0].split("}} ")[-1].split(" [Op:")[0]  # without the name of the operation
+        raise PictureError(message[:200]) from error
+
+
+def _decode_bmp(encoded):
+    # TensorFlow takes no notice of a BMP's palette.
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise PictureError("Invalid BMP data")
+    return image
+
+
+def _through_linear(image, out):
+    size = len(out)
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    top, left = (height - shorter) // 2, (width - shorter) // 2
+    image = image[top : top + shorter, left : left + shorter]
+    if shorter == size:
+        if not np.may_share_memory(image, out):
+            out[:] = image
+        return
+    if (whole := shorter // size) > 1:
+        image = cv2.resize(image, (shorter // whole,) * 2, interpolation=cv2.INTER_AREA)
+    if len(image) > 1.5 * size:
+        image = cv2.GaussianBlur(image, (3, 3), 0)
+    cv2.resize(image, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def _through_a_triangle(image, size):
+    shorter = min(image.shape[:2])
+    sides = np.array([round(side * size / shorter) for side in image.shape[:2]])  # of the whole picture, rescaled
+    square = tf.raw_ops.ScaleAndTranslate(  # as tf.image.resize(antialias=True), of the square alone
+        images=image[None],
+        size=[size, size],
+        scale=(sides / image.shape[:2]).astype(np.float32),
+        translation=-((sides - size) // 2).astype(np.float32),
+        kernel_type="triangle",
+        antialias=True,
+    )
+    return np.clip(np.round(square[0].numpy()), 0, 255).astype(np.uint8)

@@ -4,17 +4,22 @@ Both kinds of source are read by random access: `read(indices)` gives the encode
 bytes and the labels of any examples, which is what lets a run resume anywhere.
 """
 
+import bisect
 import dataclasses
 import difflib
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 
 from alexnet_jax.config import UsageError
-from alexnet_jax.data import imagenet
+from alexnet_jax.data import imagenet, prepare
 from alexnet_jax.data.digits import Digits
 
 EVAL_SPLITS = ("validation", "val", "test")
@@ -27,8 +32,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
-        """The encoded pictures and the labels (int32) of some examples."""
+    def read(self, indices: Sequence[int]) -> tuple[list[bytes] | list[np.ndarray], np.ndarray]:
+        """The pictures, encoded or as pixels (S, S, 3) uint8, and the labels (int32) of some examples.
+
+        Called from several threads at once.
+        """
 
     def describe(self, index: int) -> str:
         """What a person needs to find an example: its path or key."""
@@ -46,10 +54,43 @@ class FolderSource:
         return len(self.paths)
 
     def read(self, indices):
-        return [Path(self.paths[i]).read_bytes() for i in indices], self.labels[indices]
+        return [_bytes_of(self.paths[i]) for i in indices], self.labels[indices]
 
     def describe(self, index):
         return self.paths[index]
+
+
+def _bytes_of(path):
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}). Bring it back, then start again.") from error
+
+
+class Records(Sequence):
+    """The records of a split in array_record files, by number.
+
+    Reads as TFDS's as_data_source does, in half of the time: array_record has a quicker call for one record.
+    """
+
+    def __init__(self, files: Sequence):  # TFDS's file_instructions
+        self._files = files
+        self._stops = list(itertools.accumulate(file.take for file in files))
+        self._readers = [None] * len(files)
+
+    def __len__(self):
+        return self._stops[-1] if self._stops else 0
+
+    def __getitem__(self, index):
+        k = bisect.bisect_right(self._stops, index)
+        # Opened when it is needed; of two threads that come at once one reader is left over.
+        reader = self._readers[k] or ArrayRecordReader(
+            self._files[k].filename, "readahead_buffer_size:0", file_reader_buffer_size=2**14
+        )
+        self._readers[k] = reader
+        record = index - self._stops[k] + self._files[k].take + self._files[k].skip
+        return reader.read(record, record + 1)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +98,25 @@ class RecordSource:
     """Examples of a TFDS dataset in array_record files."""
 
     name: str
-    records: Sequence  # of dictionaries, by TFDS's as_data_source
+    records: Sequence[bytes]  # serialized tf.train.Example
+    raw_shape: tuple[int, int, int] | None = None  # of pictures that are stored as pixels
 
     def __len__(self):
         return len(self.records)
 
     def read(self, indices):
-        examples = self.records.__getitems__([int(i) for i in indices])
-        return [e["image"] for e in examples], np.array([e["label"] for e in examples], np.int32)
+        # Parsed here, in a tenth of the time that TFDS takes for all its kinds of features.
+        features = [tf.train.Example.FromString(self.records[int(i)]).features.feature for i in indices]
+        pictures = [f["image"].bytes_list.value[0] for f in features]
+        if self.raw_shape:
+            pictures = [np.frombuffer(picture, np.uint8).reshape(self.raw_shape) for picture in pictures]
+        return pictures, np.array([f["label"].int64_list.value[0] for f in features], np.int32)
 
     def describe(self, index):
-        example = self.records[int(index)]
-        name = example.get("file_name") or example.get("image/filename")
-        return f"{name.decode() if isinstance(name, bytes) else name or f'record {index}'} of {self.name}"
+        features = tf.train.Example.FromString(self.records[int(index)]).features.feature
+        key = next((key for key in ("file_name", "image/filename") if key in features), None)
+        name = features[key].bytes_list.value[0].decode() if key else f"record {index}"
+        return f"{name} of {self.name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +134,10 @@ def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str 
     """Opens a dataset; small ones that TFDS can make by itself are made first.
 
     Args:
-      name: "folder:PATH" (PATH/SPLIT/CLASS/FILE), "digits", "imagenet2012", or any TFDS
-        dataset with an "image" and a "label".
+      name: "folder:PATH" (PATH/SPLIT/CLASS/FILE), "digits", a name that was prepared, such as
+        "imagenet2012", or any TFDS dataset with an "image" and a "label".
       data_dir: where TFDS keeps its datasets; "" for its default, ~/tensorflow_datasets.
-      image_size: side in pixels that imagenet2012 was prepared at.
+      image_size: side in pixels that a dataset was prepared at.
       train_split, eval_split: names of the splits; None, for those who only evaluate, is eval_split
         as well, and eval_split "" is the first there is of validation, val and test.
 
@@ -112,19 +159,21 @@ def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str 
                 f"dataset {name!r} has the features {', '.join(builder.info.features)}; training takes a dataset "
                 f"with an 'image' and a 'label'. Choose another --config.dataset."
             )
-    # Other features are not decoded, and a picture stays in the bytes it is stored in.
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    sources = [
-        RecordSource(f"{name}, split {split}", builder.as_data_source(split, decoders=decoders)) for split in splits
-    ]
+    sources = [_record_source(f"{name}, split {split}", builder, split) for split in splits]
     label = builder.info.features["label"]
     known = isinstance(label, tfds.features.ClassLabel) and label.num_classes
     return Dataset(
         *sources,
         num_classes=label.num_classes if known else None,
         class_names=label.names if known else None,
-        statistics=imagenet.read_statistics(builder) if name == "imagenet2012" else None,
+        statistics=prepare.read_statistics(builder) if re.match(r"train\b", splits[0]) else None,
     )
+
+
+def _record_source(name: str, builder: tfds.core.DatasetBuilder, split: str) -> RecordSource:
+    records = Records(builder.info.splits[split].file_instructions)
+    image = builder.info.features["image"]
+    return RecordSource(name, records, None if isinstance(image, tfds.features.Image) else image.shape)
 
 
 def _open_folder(path: str, train_split: str | None, eval_split: str) -> Dataset:
@@ -148,8 +197,13 @@ def _open_folder(path: str, train_split: str | None, eval_split: str) -> Dataset
 
 
 def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuilder:
-    if name == "imagenet2012":
-        return imagenet.open_prepared(data_dir, image_size)
+    if re.fullmatch(r"\w+", name) and (prepared := prepare.open_prepared(name, data_dir, image_size)):
+        return prepared
+    if name == imagenet.NAME:
+        raise UsageError(
+            f"{name} at {image_size} pixels is not in {prepare.folder_of(name, data_dir, image_size)}. "
+            f"{prepare.how_to_prepare_imagenet(data_dir, image_size)}"
+        )
     arguments = {"data_dir": data_dir or None}
     try:
         builder = Digits(**arguments) if name == "digits" else tfds.builder(name, **arguments)

@@ -14,7 +14,10 @@ from alexnet_jax.files import write_whole
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """mean_image: (S, S, 3) float32, pixels in 0..255; pca: ColorPCA of pixels in [0, 1]."""
+    """mean_image: (S, S, 3) float, pixels in 0..255; pca: ColorPCA of pixels in [0, 1].
+
+    Float64 in files, float32 on devices.
+    """
 
     mean_image: jax.Array
     pca: ColorPCA
@@ -39,22 +42,33 @@ class Statistics:
 
 
 class Sums:
-    """Float64 sums over pictures of one size, from which the statistics follow."""
+    """Sums over uint8 pictures of one size, from which the statistics follow.
+
+    They are integers, and ImageNet's are far from 2^63: no rounding, and the same in whatever
+    order and by however many processes the pictures are added.
+    """
 
     def __init__(self, image_size: int):
         self.pictures = 0
-        self.image = np.zeros((image_size, image_size, 3))
-        self.square = np.zeros((3, 3))
+        self.image = np.zeros((image_size, image_size, 3), np.int64)
+        self.square = np.zeros((3, 3), np.int64)  # of the channels' products
 
     def add(self, images: np.ndarray) -> None:
         """Adds (N, S, S, 3) uint8 pictures."""
         self.pictures += len(images)
-        self.image += images.sum(0, dtype=np.float64)
-        pixels = images.reshape(-1, 3).astype(np.float64)
-        self.square += pixels.T @ pixels
+        self.image += images.sum(0, dtype=np.int64)
+        for image in images:
+            pixels = image.reshape(-1, 3).astype(np.float64)
+            self.square += (pixels.T @ pixels).astype(np.int64)  # exact: integers below 2^53
+
+    def merge(self, other: "Sums") -> None:
+        """Adds the pictures of other sums."""
+        self.pictures += other.pictures
+        self.image += other.image
+        self.square += other.square
 
     def statistics(self) -> Statistics:
-        """The mean image and the colour PCA of all pictures added."""
+        """The mean image and the colour PCA of all pictures added, in float64."""
         count = self.pictures * self.image.shape[0] ** 2
         pca = color_pca_from_sums(count, self.image.sum((0, 1)), self.square)
-        return Statistics((self.image / self.pictures).astype(np.float32), pca)
+        return Statistics(self.image / self.pictures, pca)

@@ -1,0 +1,360 @@
+"""Where original pictures come from: folders, ImageNet's tars, or a dataset that TFDS made.
+
+Each is first listed, and then read at random by however many processes.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+from tqdm import tqdm
+
+from alexnet_jax.config import UsageError
+from alexnet_jax.data import imagenet
+from alexnet_jax.data.labels import synset_of, synsets
+from alexnet_jax.files import write_whole
+
+ACCEPTED = "tfds:NAME, tars:FOLDER (of ImageNet's two) and folder:FOLDER (of SPLIT/CLASS/FILE)"
+_PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+
+
+class Original(NamedTuple):
+    """One picture: its name, unique in its split, its label, and where its bytes are."""
+
+    name: str
+    label: int
+    file: str
+    start: int = 0  # byte in the file; in an array_record file the number of the record
+    size: int = 0  # bytes
+    changed: int = 0  # of a file in a folder: when, in ns
+
+
+@dataclasses.dataclass(frozen=True)
+class Originals:
+    """All pictures of a source."""
+
+    kind: str  # of files: "picture", "tar", "tfrecord" or "array_record"
+    classes: list[str]
+    splits: dict[str, list[Original]]
+    key: list  # changes when the source does, apart from a folder's files
+
+
+def list_originals(source: str, dataset: str, data_dir: str, kept: Path) -> Originals:
+    """Finds the pictures of a source.
+
+    Args:
+      source: "tfds:NAME" (in data_dir, or instead of NAME the folder of its records), "tars:FOLDER" or "folder:FOLDER".
+      dataset: "imagenet2012", whose classes and labels are known, or any other name.
+      data_dir: where TFDS keeps its datasets; "" for its default.
+      kept: file for the list of tars and records, which takes minutes to make; used if they have not changed since.
+
+    Raises:
+      UsageError: if the source is not there, damaged, or not what `dataset` says.
+    """
+    kind, _, place = source.partition(":")
+    if not place or kind not in ("tfds", "tars", "folder"):
+        raise UsageError(f"--source={source} is not known; accepted are {ACCEPTED}. Give one of them.")
+    if kind == "folder":
+        originals = _folder(Path(place).expanduser(), dataset)
+    elif kind == "tars":
+        originals = _tars(Path(place).expanduser(), dataset, kept)
+    else:
+        originals = _records(place, dataset, data_dir, kept)
+    for split, examples in originals.splits.items():
+        _check_names(examples, f"{source}, split {split}")
+    if not originals.splits:
+        raise UsageError(f"{source} holds no pictures with labels. Accepted are {ACCEPTED}; fill it, or name another.")
+    return originals
+
+
+def read(kind: str, original: Original) -> bytes:
+    """The encoded picture. Raises UsageError if its file is gone or cannot be read."""
+    try:
+        if kind == "array_record":
+            record = _array_record(original.file).read([original.start])[0]
+        else:
+            with open(original.file, "rb", buffering=0) as file:
+                file.seek(original.start)
+                record = file.read(-1 if kind == "picture" else original.size)
+        return record if kind in ("picture", "tar") else _features(record)["image"].bytes_list.value[0]
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+        raise UsageError(
+            f"{original.name} in {original.file} cannot be read ({error}). Bring the file back. "
+            "The same command goes on from there."
+        ) from error
+
+
+@functools.lru_cache(16)
+def _array_record(path):
+    return ArrayRecordReader(path, options="readahead_buffer_size:0,max_parallelism:0")
+
+
+def _features(record):
+    return tf.train.Example.FromString(record).features.feature
+
+
+def _check_names(examples, where):
+    seen = set()
+    for name in (example.name for example in examples):
+        if name in seen:
+            raise UsageError(
+                f"{where}: two files have the name {name}; the names of {imagenet.NAME} are unique. Remove one, or "
+                "prepare a data set of your own with --dataset=NAME."
+            )
+        seen.add(name)
+        if not name.isprintable():  # neither a line of a list nor UTF-8
+            raise UsageError(f"{where}: {name!r} is no name that can be printed. Rename that file.")
+
+
+# Folders
+
+
+def _folder(root: Path, dataset: str) -> Originals:
+    if not root.is_dir():
+        raise UsageError(f"folder:{root}: there is no such folder. Accepted is one of SPLIT/CLASS/FILE; correct it.")
+    found, classes = {}, set()  # split -> (class, Original without its label)
+    for folder in _visible(root):
+        split = imagenet.SPLITS.get(folder.name) if dataset == imagenet.NAME else folder.name
+        if not folder.is_dir() or split is None:
+            continue
+        if not re.fullmatch(r"\w+", split):
+            raise UsageError(f"{folder.path}: a split's name has letters, digits and _ only. Rename that folder.")
+        examples = list(_split_folder(folder, dataset, classes))
+        if examples:
+            found.setdefault(split, []).extend(examples)
+        else:
+            print(f"Left out: {folder.path}, which holds no class folders with pictures.")
+    names = synsets() if dataset == imagenet.NAME else sorted(classes)
+    label = {name: index for index, name in enumerate(names)}
+    splits = {split: [o._replace(label=label[c]) for c, o in examples] for split, examples in sorted(found.items())}
+    return Originals("picture", names, splits, ["folder", str(root.resolve())])
+
+
+def _visible(folder):
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _split_folder(folder, dataset, classes) -> Iterator[tuple[str, Original]]:
+    is_imagenet = dataset == imagenet.NAME
+    for entry in _visible(folder):
+        if entry.is_dir():
+            classes.add(entry.name)
+            for file in _visible(entry):
+                if not file.is_file():
+                    raise UsageError(f"{file.path} is no file; accepted is SPLIT/CLASS/FILE. Move it away.")
+                if is_imagenet:
+                    imagenet.check_synset(file.name, entry.name, folder.path)
+                yield entry.name, _of_file(file, file.name if is_imagenet else f"{entry.name}/{file.name}")
+        elif is_imagenet and entry.name.startswith("ILSVRC2012_val_"):
+            yield _synset_of(entry.name, folder.path), _of_file(entry, entry.name)
+        elif entry.name.lower().endswith(_PICTURES) and folder.name != "test":  # a test set may have no labels
+            raise UsageError(f"{entry.path} lies in no class folder; accepted is SPLIT/CLASS/FILE. Move it into one.")
+
+
+def _of_file(entry, name):
+    there = entry.stat()
+    return Original(name, -1, entry.path, 0, there.st_size, there.st_mtime_ns)
+
+
+def _synset_of(name, place):
+    if (synset := synset_of(name)) is None:
+        raise UsageError(
+            f"{place} holds {name}; accepted are ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG. "
+            "Move it away."
+        )
+    imagenet.check_synset(name, synset, place)
+    return synset
+
+
+# ImageNet's tars
+
+
+def _tars(folder: Path, dataset: str, kept: Path) -> Originals:
+    if dataset != imagenet.NAME:
+        raise UsageError(f"tars: are those of {imagenet.NAME}, not of {dataset}. Unpack yours and give folder:FOLDER.")
+    paths = [folder / name for name in imagenet.TARS]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise UsageError(
+            f"{' and '.join(missing)} not found in {folder}. Get {imagenet.TARS[0]} (138 GB) and "
+            f"{imagenet.TARS[1]} (6.3 GB) from {imagenet.WHERE}, and put both there."
+        )
+    key = ["tars", *map(_stamp, paths)]
+    if splits := _kept(kept, key):
+        return Originals("tar", synsets(), splits, key)
+    label = {synset: index for index, synset in enumerate(synsets())}
+    splits = {}
+    for split, path, members in zip(("train", "validation"), paths, (_train_members, _val_members), strict=True):
+        try:
+            with (
+                tarfile.open(path, "r:") as tar,
+                tqdm(desc=f"Listing {path.name}", unit=" files", mininterval=1) as bar,
+            ):
+                found = []
+                for synset, name, start, size in members(tar, str(path)):
+                    found.append(Original(name, label[synset], str(path), start, size))
+                    bar.update()
+        except (tarfile.TarError, EOFError) as error:
+            raise UsageError(
+                f"{path} is no whole tar ({error}). Fetch it again and compare its checksum with the one given there."
+            ) from error
+        splits[split] = found
+    _keep(kept, key, splits)
+    return Originals("tar", synsets(), splits, key)
+
+
+def _train_members(tar, path) -> Iterator[tuple[str, str, int, int]]:
+    for outer in filter(tarfile.TarInfo.isreg, tar):
+        synset, _, ending = Path(outer.name).name.partition(".")
+        if ending != "tar":
+            raise UsageError(f"{path} holds {outer.name}; accepted are tars of classes, n01440764.tar. Fetch it again.")
+        with tarfile.open(fileobj=tar.extractfile(outer), mode="r:") as inner:
+            for member in filter(tarfile.TarInfo.isreg, inner):
+                name = Path(member.name).name
+                imagenet.check_synset(name, synset, path)
+                if synset_of(name) is None:
+                    raise UsageError(
+                        f"{path}: {outer.name} holds {name}; accepted are {synset}_NUMBER.JPEG. Fetch it again."
+                    )
+                yield synset, name, outer.offset_data + member.offset_data, member.size
+
+
+def _val_members(tar, path) -> Iterator[tuple[str, str, int, int]]:
+    for member in filter(tarfile.TarInfo.isreg, tar):
+        name = Path(member.name).name
+        yield _synset_of(name, path), name, member.offset_data, member.size
+
+
+# TFDS
+
+
+def _records(name: str, dataset: str, data_dir: str, kept: Path) -> Originals:
+    builder = _builder(name, data_dir)
+    classes, kind = _check_builder(name, builder, dataset), builder.info.file_format.value
+    files = {
+        split: list(map(str, info.filepaths))
+        for split, info in builder.info.splits.items()
+        if dataset != imagenet.NAME or split in imagenet.SPLITS.values()
+    }
+    key = ["tfds", *(_stamp(Path(path)) for paths in files.values() for path in paths)]
+    if splits := _kept(kept, key):
+        return Originals(kind, classes, splits, key)
+    splits = {}
+    for split, paths in files.items():
+        total = builder.info.splits[split].num_examples
+        examples = list(tqdm(_examples(kind, paths), f"Listing {split}", total, unit=" records", mininterval=1))
+        if any(example.label < 0 for example in examples):
+            print(f"Left out: split {split} of {name}, which has no labels.")
+            continue
+        if len({example.name for example in examples}) < len(examples):  # no names, or those of several folders
+            examples = [example._replace(name=f"{index:08d}") for index, example in enumerate(examples)]
+        splits[split] = examples
+    _keep(kept, key, splits)
+    return Originals(kind, classes, splits, key)
+
+
+def _builder(name, data_dir):
+    folder = Path(name).expanduser()
+    try:
+        if (folder / "dataset_info.json").is_file():
+            return tfds.builder_from_directory(folder)
+        builder = tfds.builder(name, data_dir=data_dir or None)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise UsageError(
+            f"tfds:{name}: TFDS knows no such dataset. Accepted are the names of "
+            "https://www.tensorflow.org/datasets/catalog, and a folder with dataset_info.json; correct it."
+        ) from error
+    if not builder.is_prepared():
+        raise UsageError(
+            f"tfds:{name} is not in {builder.data_dir}. Set --data_dir to where TFDS made it, give tfds:FOLDER with "
+            f"the folder of its dataset_info.json, or take another source; accepted are {ACCEPTED}."
+        )
+    return builder
+
+
+def _check_builder(name, builder, dataset):
+    features, file_format = dict(builder.info.features.items()), builder.info.file_format.value
+    label = features.get("label")
+    if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        raise UsageError(
+            f"tfds:{name} has the features {', '.join(features)}; accepted is a dataset with an encoded 'image' and a "
+            "'label' of named classes. Choose another."
+        )
+    if file_format not in ("tfrecord", "array_record"):
+        raise UsageError(f"tfds:{name} is stored as {file_format}; accepted are tfrecord and array_record. Convert it.")
+    if dataset == imagenet.NAME and label.names != synsets():
+        raise UsageError(
+            f"tfds:{name} has other classes than the 1000 of {dataset}, in their order. Give its own --dataset=NAME."
+        )
+    return list(label.names)
+
+
+def _examples(kind, paths) -> Iterator[Original]:
+    for path in paths:
+        for start, size, record in _each_record(kind, path):
+            features = _features(record)
+            key = next((key for key in ("file_name", "image/filename") if key in features), None)
+            name = features[key].bytes_list.value[0].decode(errors="replace") if key else ""
+            yield Original(name, features["label"].int64_list.value[0], path, start, size)
+
+
+def _each_record(kind, path) -> Iterator[tuple[int, int, bytes]]:
+    try:
+        if kind == "array_record":
+            reader = _array_record(path)
+            for index in range(reader.num_records()):
+                yield index, 0, reader.read([index])[0]
+            return
+        start = 12  # before each record stand its length (8 bytes) and that one's checksum (4), after it its own (4)
+        for record in tf.data.TFRecordDataset(path).as_numpy_iterator():  # which compares the checksums
+            yield start, len(record), record
+            start += len(record) + 16
+    except (RuntimeError, tf.errors.OpError) as error:
+        raise UsageError(f"{path} is damaged ({error}). Make or fetch it again.") from error
+
+
+# Lists that are kept
+
+
+def _stamp(path):
+    try:
+        there = path.stat()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}). Make or fetch it again.") from error
+    return [str(path.resolve()), there.st_size, there.st_mtime_ns]
+
+
+def _kept(path: Path, key: list) -> dict[str, list[Original]] | None:
+    try:
+        kept = json.loads(path.read_text())
+        same = kept["key"] == key
+    except (OSError, ValueError, KeyError):
+        return None
+    files = kept["files"]
+    return (
+        {
+            split: [Original(name, label, files[file], *place) for name, label, file, *place in rows]
+            for split, rows in kept["splits"].items()
+        }
+        if same
+        else None
+    )
+
+
+def _keep(path: Path, key: list, splits: dict[str, list[Original]]) -> None:
+    files = {example.file: None for examples in splits.values() for example in examples}
+    number = {file: index for index, file in enumerate(files)}
+    rows = {
+        split: [(e.name, e.label, number[e.file], e.start, e.size) for e in examples]
+        for split, examples in splits.items()
+    }
+    write_whole(path, json.dumps({"key": key, "files": list(files), "splits": rows}))

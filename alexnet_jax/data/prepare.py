@@ -1,0 +1,516 @@
+"""Originals to square pictures in array_record files, once and whole, by all cores, with their statistics.
+
+DATA_DIR/NAME_square/SIZE/VERSION.incomplete/ holds the work until it is done:
+
+records/    what becomes DATA_DIR/NAME_square/SIZE/VERSION in one rename
+notes/      for each shard that is done: of what it was made, and the sums of its pictures
+list.json   the list of the originals, where it takes minutes to make
+command.txt the command that goes on
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import jax
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tqdm import tqdm
+
+from alexnet_jax import data
+from alexnet_jax.config import UsageError
+from alexnet_jax.data import imagenet
+from alexnet_jax.data.originals import Original, Originals, list_originals, read
+from alexnet_jax.data.pictures import ACCEPTED, PictureError, decode_square
+from alexnet_jax.data.statistics import Statistics, Sums
+from alexnet_jax.files import write_whole
+
+ENCODINGS = ("jpeg", "raw")
+JPEG_QUALITY = 95
+# ImageNet's 1,281,167 make 256 shards: far fewer files than a process may hold open.
+_JPEGS_A_SHARD = 5000
+_RAW_BYTES_A_SHARD = 200e6
+# Pictures do not compress, and one is read at a time.
+_OPTIONS = "group_size:1,uncompressed"
+_SAME_COMMAND = "The same command goes on from there."
+_STATISTICS = "statistics.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What every shard is made with."""
+
+    folder: Path  # NAME_square/SIZE/VERSION.incomplete
+    name: str  # NAME_square
+    image_size: int
+    encoding: str
+    skip: bool  # whether broken pictures are left out
+    kind: str  # of the originals' files
+    as_tfds: bool  # whether the originals are ImageNet's as they were published, not as TFDS stores them
+
+    @property
+    def records(self) -> Path:
+        return self.folder / "records"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file of a split, and all that goes into it in order."""
+
+    split: str
+    number: int
+    count: int  # shards of the split
+    examples: list[Original]
+    digest: str  # of all that decides its bytes
+
+    def path(self, work: Work) -> Path:
+        name = f"{work.name}-{self.split}.array_record-{self.number:05d}-of-{self.count:05d}"
+        return work.records / name
+
+    def note(self, work: Work) -> Path:
+        return work.folder / "notes" / f"{self.split}-{self.number:05d}.npz"
+
+
+def prepare(
+    source: str,
+    data_dir: str = "",
+    image_size: int = 256,
+    *,
+    dataset: str = imagenet.NAME,
+    encoding: str = "jpeg",
+    broken: str = "fatal",
+    workers: int | None = None,
+) -> Path:
+    """Makes a dataset of square pictures, if it is not there already; goes on where an earlier call was stopped.
+
+    The bytes of its files depend on the pictures, their names and labels, image_size and encoding only.
+
+    Args:
+      source: "tfds:NAME", "tars:FOLDER" or "folder:FOLDER"; see originals.list_originals.
+      data_dir: where TFDS keeps its datasets; "" for its default, ~/tensorflow_datasets.
+      image_size: side of the pictures in pixels; the paper's 256.
+      dataset: the name that config.dataset will give: "imagenet2012", or for other pictures any other.
+      encoding: "jpeg" of quality 95, or "raw": the pixels, larger and quicker to read.
+      broken: of pictures that do not decode: "fatal" or "skip".
+      workers: processes; 1 is this one alone, None as many as there are cores.
+
+    Returns:
+      The folder of the records. It has its name only when it is whole.
+
+    Raises:
+      UsageError: for originals that are missing or broken, a disk that is full, another call at work on the same.
+
+    Source: paper, section 2.
+    """
+    _check_options(dataset, encoding, broken, image_size)
+    final = folder_of(dataset, data_dir, image_size)
+    incomplete = final.with_name(final.name + ".incomplete")
+    try:
+        if not _is_there(final, encoding):
+            with _alone(incomplete):
+                if not _is_there(final, encoding):  # another may have ended just now
+                    write_whole(incomplete / "command.txt", _command(source, data_dir, image_size, dataset, encoding))
+                    originals = list_originals(source, dataset, data_dir, incomplete / "list.json")
+                    as_tfds = dataset == imagenet.NAME and originals.kind in ("picture", "tar")
+                    about = (image_size, encoding, broken == "skip", originals.kind, as_tfds)
+                    _prepare(Work(incomplete, f"{dataset}_square", *about), originals, workers or _cores(), final)
+        shutil.rmtree(incomplete, ignore_errors=True)
+    except OSError as error:
+        raise UsageError(f"{error.filename or final}: {error.strerror or error}. Mend that. {_SAME_COMMAND}") from error
+    return final
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def folder_of(dataset: str, data_dir: str, image_size: int) -> Path:
+    """Where a dataset is, or will be when it is whole."""
+    version = imagenet.VERSION if dataset == imagenet.NAME else "1.0.0"
+    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().absolute()
+    return root / f"{dataset}_square" / str(image_size) / version
+
+
+def open_prepared(dataset: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuilder | None:
+    """The builder of a prepared dataset, or None. Raises UsageError where it is only begun."""
+    folder = folder_of(dataset, data_dir, image_size)
+    if (folder / "dataset_info.json").is_file():
+        return tfds.builder_from_directory(folder)
+    command = folder.with_name(folder.name + ".incomplete") / "command.txt"
+    if command.is_file():
+        raise UsageError(
+            f"{folder} is not whole yet: its preparation was stopped or is at work. To go on:\n  {command.read_text()}"
+        )
+    return None
+
+
+def read_statistics(builder: tfds.core.DatasetBuilder) -> Statistics | None:
+    """The statistics of the split train, where `prepare` stored them beside the records."""
+    path = Path(builder.data_dir) / _STATISTICS
+    return Statistics.load(path) if path.is_file() else None
+
+
+def how_to_prepare_imagenet(data_dir: str, image_size: int) -> str:
+    """What to get, and the command for it, in words."""
+    command = _command("tars:FOLDER", data_dir, image_size, imagenet.NAME, "jpeg")
+    return (
+        f"Get {imagenet.TARS[0]} (138 GB) and {imagenet.TARS[1]} (6.3 GB) from {imagenet.WHERE}, put both into one "
+        f"FOLDER, and run once\n  {command}\nUnpacked tars (--source=folder:FOLDER) and what TFDS made of them "
+        "(--source=tfds:imagenet2012) give the same."
+    )
+
+
+def _command(source, data_dir, image_size, dataset, encoding):
+    options = {"source": source, "data_dir": data_dir, "image_size": image_size, "dataset": dataset}
+    options |= {"encoding": encoding}
+    usual = {"data_dir": "", "dataset": imagenet.NAME, "encoding": "jpeg"}
+    given = [f"--{name}={value}" for name, value in options.items() if usual.get(name) != value]
+    return " ".join(["python -m alexnet_jax prepare", *given])
+
+
+def _check_options(dataset, encoding, broken, image_size):
+    if not re.fullmatch("[a-z][a-z0-9_]*", dataset):
+        raise UsageError(f"--dataset={dataset} is no name; accepted are a-z, 0-9 and _, a letter first. Set another.")
+    for option, value, accepted in (("encoding", encoding, ENCODINGS), ("broken", broken, ("fatal", "skip"))):
+        if value not in accepted:
+            raise UsageError(
+                f"--{option}={value} is not known; accepted are {' and '.join(accepted)}. Set one of them."
+            )
+    if image_size < 1:
+        raise UsageError(f"--image_size={image_size}; accepted is an integer of at least 1. Set that.")
+
+
+def _is_there(final, encoding):
+    if not (final / "dataset_info.json").is_file():
+        return False
+    image = tfds.builder_from_directory(final).info.features["image"]
+    stored = "jpeg" if isinstance(image, tfds.features.Image) else "raw"
+    if stored != encoding:
+        raise UsageError(
+            f"{final} is there with --encoding={stored}, and this is --encoding={encoding}. Remove that folder, or "
+            "give another --data_dir."
+        )
+    print(f"Already prepared: {final}")
+    return True
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"Another prepare is at work in {folder}. Wait for its end, or stop it.") from error
+        yield
+
+
+def _prepare(work: Work, originals: Originals, workers: int, final: Path) -> None:
+    for split, examples in originals.splits.items():
+        classes = len({example.label for example in examples})
+        print(f"{split}: {len(examples):,} pictures of {classes:,} of {len(originals.classes):,} classes")
+    work.records.mkdir(exist_ok=True)
+    (work.folder / "notes").mkdir(exist_ok=True)
+    shards = plan(work, originals)
+    todo = [shard for shard in shards if _note(work, shard) is None]
+    _clean(work, {shard.path(work).name for shard in shards} - {shard.path(work).name for shard in todo})
+    _check_space(work, todo)
+    total = sum(len(shard.examples) for shard in shards)
+    done = total - sum(len(shard.examples) for shard in todo)
+    with tqdm(desc="Preparing", total=total, initial=done, unit=" pictures", mininterval=1, dynamic_ncols=True) as bar:
+        found = _make_here(work, todo, bar) if workers == 1 else _make_by_many(work, todo, workers, bar)
+    if found and not work.skip:
+        path = work.folder / "broken.txt"
+        write_whole(path, "".join(f"{line}\n" for line in sorted(found)))
+        first = "\n  ".join(sorted(found)[:20])
+        raise UsageError(
+            f"Pictures that do not decode: {len(found):,}{', such as' if len(found) > 20 else ''}\n  {first}\n"
+            f"All are listed in {path}; accepted are {ACCEPTED}. Repair or remove them, or leave them out by "
+            f"--broken=skip. {_SAME_COMMAND}"
+        )
+    _finish(work, originals, shards, final)
+
+
+def plan(work: Work, originals: Originals) -> list[Shard]:
+    """Deals the pictures out by hashes of their names: shuffled, and one more or less changes one shard alone."""
+    shards = []
+    for split, examples in originals.splits.items():
+        count = number_of_shards(len(examples), work)
+        dealt = [[] for _ in range(count)]
+        for example in examples:
+            key = hashlib.blake2b(example.name.encode(), digest_size=16, key=split.encode()[:64]).digest()
+            dealt[int.from_bytes(key) % count].append((key, example))
+        for number, keyed in enumerate(dealt):
+            examples = [example for _, example in sorted(keyed)]
+            what = [work.name, work.image_size, work.encoding, split, number, count, originals.key, originals.classes]
+            what += [(e.name, e.label, e.size, e.changed) for e in examples]
+            digest = hashlib.blake2b(json.dumps(what).encode()).hexdigest()
+            shards.append(Shard(split, number, count, examples, digest))
+    return shards
+
+
+def number_of_shards(pictures: int, work: Work) -> int:
+    """The power of two nearest to 5,000 JPEGs or 200 MB of pixels a shard: a few pictures more seldom change it."""
+    raw = work.encoding == "raw"
+    shards = pictures * work.image_size**2 * 3 / _RAW_BYTES_A_SHARD if raw else pictures / _JPEGS_A_SHARD
+    return 2 ** max(0, round(np.log2(max(shards, 1))))
+
+
+def _clean(work, whole):
+    """Removes what a stopped command left behind."""
+    for path in work.records.iterdir():
+        if path.name not in whole:
+            path.unlink()
+
+
+def _check_space(work, todo):
+    pixels = work.image_size**2 * 3
+    needed = sum(len(s.examples) for s in todo) * pixels * (1 if work.encoding == "raw" else 0.25)
+    needed += sum(s.split == "train" for s in todo) * pixels * 4  # notes
+    free = shutil.disk_usage(work.folder).free
+    if needed > free:
+        raise UsageError(
+            f"{work.folder} has {free / 1e9:.1f} GB free, and this takes about {needed / 1e9:.1f} GB. Make room, or "
+            "give another --data_dir."
+        )
+
+
+# One shard
+
+
+def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
+    """Writes one shard and then its note. Returns what is broken; if that is not to be skipped, nothing is written."""
+    note, path = shard.note(work), shard.path(work)
+    note.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    sums, broken, count, size = Sums(work.image_size), [], 0, 0
+    try:
+        with _told(path):
+            writer = ArrayRecordWriter(str(partial), _OPTIONS)
+        try:
+            for example in shard.examples:
+                tick()
+                encoded = read(work.kind, example)
+                try:
+                    stored, square = _square(work, example.name, encoded)
+                except PictureError as error:
+                    broken.append(f"{shard.split}/{example.name}: {error}")
+                    continue
+                record = _record(stored, example)
+                with _told(path):
+                    writer.write(record)
+                count, size = count + 1, size + len(record)
+                if shard.split == "train":
+                    sums.add(square[None])
+        finally:
+            with _told(path):
+                writer.close()
+        if broken and not work.skip:
+            return broken
+        with _told(path):
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            partial.rename(path)
+            arrays = {"image": sums.image.astype(np.int32), "square": sums.square} if shard.split == "train" else {}
+            about = {"digest": shard.digest, "count": count, "size": size, "broken": broken}
+            content = io.BytesIO()
+            np.savez(content, about=np.array(json.dumps(about)), **arrays)
+            write_whole(note, content.getvalue())
+    finally:
+        partial.unlink(missing_ok=True)
+    return broken
+
+
+def _square(work, name, encoded):
+    """A picture as it is stored, and its pixels as training will read them."""
+    encoded = imagenet.as_tfds_stores(name, encoded) if work.as_tfds else encoded
+    square = decode_square(encoded, work.image_size, exact=True)
+    if work.encoding == "raw":
+        return square.tobytes(), square
+    stored = tf.io.encode_jpeg(square, quality=JPEG_QUALITY).numpy()
+    return stored, decode_square(stored, work.image_size)
+
+
+def _record(stored, example):
+    """A tf.train.Example as TFDS serializes it, but for the order of its features, which there is left to chance."""
+    feature = tf.train.Feature
+    features = {
+        "image": feature(bytes_list=tf.train.BytesList(value=[stored])),
+        "label": feature(int64_list=tf.train.Int64List(value=[example.label])),
+        "file_name": feature(bytes_list=tf.train.BytesList(value=[example.name.encode()])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+@contextlib.contextmanager
+def _told(path):
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: array_record's
+        reason = getattr(error, "strerror", None) or str(error).split(";")[0]
+        raise UsageError(f"{path} cannot be written ({reason}). Make room, or mend that. {_SAME_COMMAND}") from error
+
+
+def _note(work, shard):
+    """What make_shard noted of a shard, if it is the one that is wanted; otherwise None."""
+    try:
+        with np.load(shard.note(work)) as arrays:
+            about = json.loads(str(arrays["about"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    right = about["digest"] == shard.digest and (work.skip or not about["broken"])
+    return about if right and shard.path(work).is_file() else None
+
+
+# All shards
+
+
+def _make_here(work, shards, bar):
+    return [line for shard in shards for line in make_shard(work, shard, bar.update)]
+
+
+def _make_by_many(work, shards, workers, bar):
+    context = multiprocessing.get_context("spawn")
+    # A slot for each shard, without a lock, which a worker that is killed could hold for ever.
+    progress, stop = context.RawArray("q", max(len(shards), 1)), context.RawValue("b", 0)
+    already, found, waiting = bar.n, [], set()
+    todo = iter(enumerate(shards))
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(work, progress, stop))
+    try:
+        while True:
+            with _interrupts_later():
+                more = itertools.islice(todo, 2 * workers - len(waiting))
+                waiting |= {pool.submit(_make_in_worker, index, shard) for index, shard in more}
+            if not waiting:
+                return found
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            bar.update(already + sum(progress) - bar.n)
+            for future in done:
+                found += future.result()
+    except BrokenProcessPool as error:
+        raise UsageError(
+            f"A worker was killed, probably for lack of memory. Give fewer than --workers={workers}. {_SAME_COMMAND}"
+        ) from error
+    finally:
+        stop.value = 1
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_later():
+    """Holds Ctrl-C back; processes that are started meanwhile never get it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_worker = None  # in a worker: what _start got
+
+
+def _start(*arguments):
+    global _worker
+    _worker = arguments
+    parent = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: (multiprocessing.connection.wait([parent]), os._exit(1)), daemon=True).start()
+    jax.config.update("jax_platforms", "cpu")
+    data.hide_accelerators_from_tensorflow()
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def _make_in_worker(index, shard):
+    work, progress, stop = _worker
+
+    def tick():
+        if stop.value:
+            raise CancelledError
+        progress[index] += 1
+
+    return make_shard(work, shard, tick)
+
+
+# The end
+
+
+def _finish(work, originals, shards, final):
+    notes = [_note(work, shard) for shard in shards]
+    sums, broken, splits = Sums(work.image_size), [], {}
+    for shard, about in zip(shards, notes, strict=True):
+        _check_shard(work, shard, about)
+        splits.setdefault(shard.split, []).append(about)
+        broken += about["broken"]
+        if shard.split == "train":
+            with np.load(shard.note(work)) as arrays:
+                sums.pictures += about["count"]
+                sums.image += arrays["image"]
+                sums.square += arrays["square"]
+    for split, of_split in splits.items():
+        if not any(about["count"] for about in of_split):
+            raise UsageError(f"Split {split} has no picture that decodes; accepted are {ACCEPTED}. Repair some.")
+    features = tfds.features.FeaturesDict(
+        {
+            "image": _image_feature(work),
+            "label": tfds.features.ClassLabel(names=originals.classes),
+            "file_name": tfds.features.Text(),
+        }
+    )
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[about["count"] for about in of_split],
+            num_bytes=sum(about["size"] for about in of_split),
+        )
+        for split, of_split in splits.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(work.records),
+        features=features,
+        split_infos=infos,
+        version=final.name,
+        check_data=False,
+        supervised_keys=("image", "label"),
+        description=f"{work.name}: {work.image_size} x {work.image_size} pixels, {work.encoding}",
+    )
+    if sums.pictures:
+        sums.statistics().save(work.records / _STATISTICS)
+    if broken:
+        write_whole(work.records / "broken.txt", "".join(f"{line}\n" for line in sorted(broken)))
+        print(f"Left out as they do not decode: {len(broken):,}, listed in {final / 'broken.txt'}")
+    work.records.rename(final)
+
+
+def _image_feature(work):
+    shape = (work.image_size, work.image_size, 3)
+    if work.encoding == "jpeg":
+        return tfds.features.Image(shape=shape, encoding_format="jpeg")
+    return tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)
+
+
+def _check_shard(work, shard, about):
+    path = shard.path(work)
+    try:
+        records = ArrayRecordReader(str(path)).num_records()
+    except (RuntimeError, OSError, ValueError) as error:
+        records = error
+    if records != about["count"]:
+        shard.note(work).unlink()
+        raise UsageError(f"{path} has {records} instead of {about['count']} records. Check the disk. {_SAME_COMMAND}")

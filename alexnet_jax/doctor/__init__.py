@@ -1,0 +1,121 @@
+"""What a careful person checks before days of training: machine, data, config, speed.
+
+findings   what a check says
+machine    versions, devices, room on the disks
+data       examples, labels, colours, broken pictures, duplicates
+speed      whether the network waits for the pictures
+sheet      augmented pictures to look at
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import convert, loop
+from alexnet_jax.config import UsageError
+from alexnet_jax.doctor import data as data_checks
+from alexnet_jax.doctor import machine, sheet, speed
+from alexnet_jax.doctor.findings import Finding, Findings, ok, problem
+from alexnet_jax.train import check_pretrained
+
+__all__ = ["Finding", "examine"]
+
+
+def examine(
+    config,
+    *,
+    workdir: str | Path = ".",
+    output: str | Path | None = None,
+    duplicates: Literal["sample", "all", "none"] = "sample",
+    tell: Callable[[Finding], None] = lambda finding: None,
+) -> list[Finding]:
+    """Checks what could spoil a run, in one process and in bounded time; a workdir is left as it is.
+
+    Args:
+      config: ConfigDict as in configs/alexnet.py.
+      workdir: where the run will go.
+      output: folder for the sheet of augmented pictures; None for no sheet.
+      duplicates: of how many pictures the content is compared: a sample, which bounds the time; all, which
+        reads the whole dataset once; or none.
+      tell: is given each finding as soon as it is there.
+
+    Returns:
+      All findings; the run should not begin while there is one whose level is "problem".
+    """
+    findings = []
+    for finding in _all(config, Path(workdir).expanduser(), output, duplicates):
+        findings.append(finding)
+        tell(finding)
+    return findings
+
+
+def _all(config, workdir, output, duplicates) -> Findings:
+    yield from machine.versions()
+    if not (yield from _succeeds("config", lambda: _check_config(config, workdir))):
+        return  # nothing else knows what to look at
+    yield ok("config", f"{config.architecture} on {config.dataset}: all fields are accepted")
+    placement = yield from machine.devices(config)
+    data = yield from _succeeds("dataset", lambda: loop.open_data(config))
+    recipe = None
+    if data and placement:
+        recipe = yield from _succeeds("classes", lambda: loop.recipe_for(config, data, placement))
+    yield from machine.disk(config, workdir, recipe)
+    if recipe and config.pretrained:
+        yield from _pretrained(config.pretrained, recipe)
+    if data is None:
+        return
+    train, evaluation = (
+        data_checks.look(split, source, image_size=config.image_size, seed=config.seed, duplicates=duplicates)
+        for split, source in (("train", data.train), ("evaluation", data.evaluation))
+    )
+    yield from _about_data(config, data, train, evaluation, duplicates)
+    if recipe and train.digests:
+        statistics = data.statistics or train.sums.statistics()
+        run = loop.Run(config, workdir, recipe, data, statistics, loop.num_steps(config, len(data.train)))
+        if output is not None:
+            yield from sheet.write(run, train, output)
+        yield from speed.who_waits(run)
+
+
+def _about_data(config, data, train, evaluation, duplicates):
+    yield from data_checks.sizes(config, data)
+    num_classes = config.num_classes or data.num_classes
+    for seen in (train, evaluation):
+        yield from data_checks.broken(seen)
+        if num_classes:
+            yield from data_checks.label_range(seen, num_classes)
+            imagenet = data_checks.is_all_of_imagenet(config, data)
+            yield from data_checks.classes(seen, num_classes, data.class_names, imagenet)
+    yield from data_checks.label_order(config, data, train, evaluation)
+    yield from data_checks.colours(config, data, train)
+    if duplicates != "none":
+        yield from data_checks.twice_in(train)
+        yield from data_checks.twice_in(evaluation)
+        yield from data_checks.twice_across(train, evaluation)
+
+
+def _succeeds(check, action):
+    """The value of an action, or True for None; None after its UsageError has become a problem."""
+    try:
+        value = action()
+    except UsageError as error:
+        yield problem(check, str(error))
+        return None
+    return True if value is None else value
+
+
+def _check_config(config, workdir):
+    config_lib.check(config)
+    if (saved := workdir / "config.json").exists():
+        config_lib.check_resumable(config, config_lib.load(saved), workdir)
+
+
+def _pretrained(path, recipe):
+    def read():
+        weights = convert.read(path)
+        check_pretrained(weights.params, recipe)
+        return weights
+
+    if weights := (yield from _succeeds("pretrained", read)):
+        yield ok("pretrained", f"{weights.source} has every layer but the last")

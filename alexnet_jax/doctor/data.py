@@ -1,0 +1,338 @@
+"""The data: how much of it, its labels, its colours, what is broken and what is there twice."""
+
+import collections
+import dataclasses
+import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from alexnet_jax.config import UsageError
+from alexnet_jax.data import labels
+from alexnet_jax.data.pictures import PictureError, decode_square
+from alexnet_jax.data.sources import Dataset, FolderSource, Source
+from alexnet_jax.data.statistics import Statistics, Sums
+from alexnet_jax.doctor.findings import Findings, ok, problem, some, warning
+
+SAMPLE, FEW = 20_000, 1_000  # pictures of a split that are looked at; without a search for duplicates
+SECONDS = 30  # for a sample of a split
+FOR_COLOURS = 1_000  # pictures
+IMBALANCE = 10  # of the largest class to the smallest
+LEAK = 1e-3  # share of the evaluation split that may lie in the training split
+
+# ILSVRC-2012: examples, and of each class the fewest and the most.
+IMAGENET = {"train": (1_281_167, 732, 1_300), "evaluation": (50_000, 50, 50)}
+# Of its training pictures as 256x256 squares: mean RGB in 0..255, colour variances of pixels in [0, 1].
+IMAGENET_MEAN, IMAGENET_EIGENVALUES = (123.7, 116.8, 103.9), (0.228, 0.021, 0.006)
+LEVELS, FACTOR = 8.0, 2.0  # by which mean and eigenvalues may differ
+FAINT = 2e-4  # an eigenvalue that says nothing: grey pictures have such
+
+
+@dataclasses.dataclass
+class Seen:
+    """What looking at a split, or at a part of it drawn from a seed, has found."""
+
+    split: str  # "train" or "evaluation"
+    source: Source
+    labels: dict[int, int] = dataclasses.field(default_factory=dict)  # by example
+    broken: dict[int, str] = dataclasses.field(default_factory=dict)  # why it does not decode
+    digests: dict[int, bytes] = dataclasses.field(default_factory=dict)  # of the pixels that the network is given
+    sums: Sums | None = None  # of the first pictures, for their colours
+
+    @property
+    def count(self) -> int:
+        """Pictures that were looked at."""
+        return len(self.digests) + len(self.broken)
+
+    @property
+    def whole(self) -> bool:
+        """Whether that is the whole split."""
+        return self.count == len(self.source)
+
+    @property
+    def all_labels(self) -> bool:
+        """Whether the labels of the whole split are known."""
+        return len(self.labels) == len(self.source)
+
+    def words(self) -> str:
+        """How much was looked at."""
+        return f"all {self.count:,}" if self.whole else f"a sample of {self.count:,} of {len(self.source):,}"
+
+
+def look(split: str, source: Source, *, image_size: int, seed: int, duplicates: str) -> Seen:
+    """Decodes a split, or a sample of it that SAMPLE and SECONDS limit, in as many threads as there are cores."""
+    most = {"all": len(source), "sample": SAMPLE, "none": FEW}[duplicates]
+    order = np.random.default_rng(seed).permutation(len(source))[:most]
+    seen = Seen(split, source, sums=Sums(image_size))
+    if isinstance(source, FolderSource):
+        seen.labels = dict(enumerate(source.labels.tolist()))  # all of them, for nothing
+
+    def look_at(index):
+        try:
+            (picture,), (label,) = source.read(np.array([index]))
+        except Exception as error:  # whatever the reader of damaged files says
+            return index, None, str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+        try:
+            pixels = picture if isinstance(picture, np.ndarray) else decode_square(picture, image_size)
+        except PictureError as error:
+            return index, label, str(error)
+        return index, label, np.ascontiguousarray(pixels)
+
+    until = time.monotonic() + SECONDS
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(order), desc=f"Reading {source.name}", unit=" images", leave=False, disable=None) as bar,
+    ):
+        for first in range(0, len(order), 256):
+            if duplicates != "all" and time.monotonic() > until:
+                break
+            for index, label, found in pool.map(look_at, order[first : first + 256].tolist()):
+                _note(seen, index, label, found)
+                bar.update()
+    return seen
+
+
+def _note(seen, index, label, found):
+    if label is not None:
+        seen.labels[index] = int(label)
+    if isinstance(found, str):
+        seen.broken[index] = found
+        return
+    seen.digests[index] = hashlib.blake2b(found, digest_size=16).digest()
+    if seen.sums.pictures < FOR_COLOURS:
+        seen.sums.add(found[None])
+
+
+def sizes(config, data: Dataset) -> Findings:
+    """How many examples there are."""
+    counts = (
+        f"{len(data.train):,} to train on ({data.train.name}), "
+        f"{len(data.evaluation):,} to evaluate on ({data.evaluation.name})"
+    )
+    if config.dataset == "imagenet2012" and not is_all_of_imagenet(config, data):
+        wanted = " and ".join(f"{examples:,}" for examples, _, _ in IMAGENET.values())
+        yield warning(
+            "examples",
+            f"{counts}: a part of ImageNet, which has {wanted}. If it should be all: prepare it again from whole tars.",
+        )
+    else:
+        yield ok("examples", counts)
+
+
+def is_all_of_imagenet(config, data: Dataset) -> bool:
+    """Whether a dataset is ILSVRC-2012 with all its examples."""
+    wanted = [examples for examples, _, _ in IMAGENET.values()]
+    return config.dataset == "imagenet2012" and [len(data.train), len(data.evaluation)] == wanted
+
+
+def broken(seen: Seen) -> Findings:
+    """Pictures that do not decode."""
+    check = f"pictures, {seen.split}"
+    if seen.broken:
+        named = some((f"{seen.source.describe(i)} ({why})" for i, why in sorted(seen.broken.items())), 3)
+        yield problem(
+            check,
+            f"{len(seen.broken):,} of {seen.words()} do not decode: {named}. Training stops at the first of them: "
+            "repair or remove them.",
+        )
+    else:
+        yield ok(check, f"{seen.words()} decode")
+
+
+def label_range(seen: Seen, num_classes: int) -> Findings:
+    """Labels that the last layer has no place for."""
+    check = f"labels, {seen.split}"
+    wrong = [index for index, label in sorted(seen.labels.items()) if not 0 <= label < num_classes]
+    if wrong:
+        named = some((f"{seen.source.describe(i)} has {seen.labels[i]}" for i in wrong), 3)
+        yield problem(
+            check,
+            f"{len(wrong):,} of {len(seen.labels):,} are not in 0..{num_classes - 1}: {named}. Set "
+            "--config.num_classes to the number of classes, or choose a split that has labels (-1 means none).",
+        )
+    else:
+        yield ok(check, f"{len(seen.labels):,} looked at, all in 0..{num_classes - 1}")
+
+
+def classes(seen: Seen, num_classes: int, names: list[str] | None, imagenet: bool) -> Findings:
+    """Examples of each class: none, and uneven ones."""
+    check = f"classes, {seen.split}"
+    counts = np.bincount([v for v in seen.labels.values() if 0 <= v < num_classes], minlength=num_classes)
+    empty = [_name(names, c) for c in np.flatnonzero(counts == 0)]
+    few, many = int(counts.argmin()), int(counts.argmax())
+    text = f"{num_classes:,} classes of {counts[few]:,} "
+    if counts[few] < counts[many]:
+        text += f"({_name(names, few)}) to {counts[many]:,} ({_name(names, many)}) "
+    text += "examples" if seen.all_labels else f"examples in a sample of {len(seen.labels):,}"
+    if empty and seen.all_labels and seen.split == "train":
+        yield problem(
+            check,
+            f"no examples of {some(empty)}: {len(empty):,} of {num_classes:,} classes cannot be learned. Add pictures, "
+            "or leave these classes out (a folder without pictures, or a --config.num_classes that is too large).",
+        )
+    elif empty:
+        kind = "the split" if seen.all_labels else f"a sample of {len(seen.labels):,}"
+        do = "Add pictures of them." if seen.all_labels else "Look at all: --duplicates=all."
+        yield warning(check, f"no examples of {some(empty)} in {kind}: {len(empty):,} of {num_classes:,} classes. {do}")
+    elif imagenet and seen.all_labels and (counts[few], counts[many]) != IMAGENET[seen.split][1:]:
+        wanted = "{:,} to {:,}".format(*IMAGENET[seen.split][1:])
+        yield warning(check, f"{text}; ImageNet has {wanted}. Prepare it again from whole tars.")
+    elif counts[many] > IMBALANCE * counts[few] and len(seen.labels) >= 100 * num_classes:
+        yield warning(
+            check,
+            f"{text}: {counts[many] / counts[few]:.0f} times as many; expected is {IMBALANCE} times at most. The "
+            "network will favour the large ones: add pictures to the small ones, or read errors class by class.",
+        )
+    else:
+        yield ok(check, text)
+
+
+def _name(names, label):
+    return names[label] if names and label < len(names) else f"class {label}"
+
+
+def label_order(config, data: Dataset, train: Seen, evaluation: Seen) -> Findings:
+    """Whether a label means the same in both splits, and for ImageNet what it means to the rest of the world."""
+    if config.dataset == "imagenet2012":
+        yield from _imagenet_order(data, (train, evaluation))
+    elif isinstance(data.train, FolderSource):
+        ours, theirs = (set(seen.labels.values()) for seen in (train, evaluation))
+        if unknown := theirs - ours:
+            named = some(data.class_names[label] for label in sorted(unknown))
+            missing = some(data.class_names[label] for label in sorted(ours - theirs)) or "none"
+            yield problem(
+                "label order",
+                f"the evaluation split has folders that the training split lacks: {named}; the other way round: "
+                f"{missing}. Give a class the same name in both.",
+            )
+        else:
+            yield ok("label order", f"folders by name, the same in both splits: {some(data.class_names, 3)}")
+    else:
+        names = some(data.class_names, 3) if data.class_names else "labels without names"
+        yield ok("label order", f"both splits have that of the dataset: {names}")
+
+
+def _imagenet_order(data, splits):
+    if data.class_names != labels.synsets():
+        pairs = zip(data.class_names, labels.synsets(), strict=False)
+        first = next((f"label {i} is {a}, not {b}" for i, (a, b) in enumerate(pairs) if a != b), "their number")
+        yield problem(
+            "label order",
+            f"the classes are not TFDS's {len(labels.synsets()):,} synsets in order: {first}. Weights and results "
+            "would fit no others: prepare the data again.",
+        )
+        return
+    compared = 0
+    for seen in splits:
+        for index in list(seen.labels)[:FEW]:
+            name = seen.source.describe(index).split(" of ")[0]
+            wanted, label = labels.synset_of(name), seen.labels[index]
+            if wanted is not None and wanted != _name(data.class_names, label):
+                yield problem(
+                    "label order",
+                    f"{name} has label {label}, {_name(data.class_names, label)}, and is a {wanted}: the labels of the "
+                    f"{seen.split} split are in another order. Prepare the data again.",
+                )
+                return
+            compared += wanted is not None
+    yield ok("label order", f"TFDS's 1,000 synsets in order; {compared:,} pictures have the label of their file's name")
+
+
+def colours(config, data: Dataset, train: Seen) -> Findings:
+    """Mean and colour PCA: stored ones against the pictures, ImageNet's against the known ones."""
+    if not train.sums.pictures:
+        return  # no picture decodes, which was said
+    sample = train.sums.statistics()
+    stored = data.statistics is not None
+    used = data.statistics if stored else sample
+    text = f"{'stored' if stored else f'of {train.sums.pictures:,} pictures'}: {_numbers(used)}"
+    if stored and (why := _differs(_mean(used), _values(used), _mean(sample), _values(sample))):
+        yield problem(
+            "colours",
+            f"{text}; {train.sums.pictures:,} pictures of the training split give {_numbers(sample)}. {why} The "
+            "stored statistics are not of these pictures: prepare the data again.",
+        )
+        return
+    if config.dataset != "imagenet2012":
+        yield ok("colours", text)
+        return
+    text += f"; ImageNet's are mean RGB {IMAGENET_MEAN}, colour variances {IMAGENET_EIGENVALUES}"
+    why = _differs(_mean(used), _values(used), np.array(IMAGENET_MEAN), np.array(IMAGENET_EIGENVALUES))
+    if not why:
+        yield ok("colours", text)
+    elif is_all_of_imagenet(config, data):
+        yield problem("colours", f"{text}. {why} Prepare the data again.")
+    else:
+        yield warning("colours", f"{text}. {why} Of a part of ImageNet that may be so: look at the pictures.")
+
+
+def _mean(statistics: Statistics):
+    return np.asarray(statistics.mean_image, np.float64).mean((0, 1))
+
+
+def _values(statistics: Statistics):
+    return np.asarray(statistics.pca.eigenvalues, np.float64)
+
+
+def _numbers(statistics):
+    mean = ", ".join(f"{level:.1f}" for level in _mean(statistics))
+    return f"mean RGB ({mean}), colour variances ({', '.join(f'{v:.4f}' for v in _values(statistics))})"
+
+
+def _differs(mean, values, wanted_mean, wanted_values) -> str:
+    """A sentence on how far the numbers are from the wanted ones, or nothing."""
+    if np.abs(mean - wanted_mean).max() > LEVELS:
+        if np.abs(mean[::-1] - wanted_mean).max() <= LEVELS:
+            return "The channels are swapped: BGR instead of RGB."
+        if np.abs(255 * mean - wanted_mean).max() <= LEVELS:
+            return "The pixels were in 0..1; accepted is 0..255."
+        return f"The means differ by {np.abs(mean - wanted_mean).max():.0f} levels; accepted are {LEVELS:.0f}."
+    ratios = np.maximum(values, FAINT) / np.maximum(wanted_values, FAINT)
+    if (worst := max(ratios.max(), 1 / ratios.min())) > FACTOR:
+        return f"The colour variances differ by a factor {worst:.1f}; accepted is {FACTOR:.0f}."
+    return ""
+
+
+def twice_in(seen: Seen) -> Findings:
+    """Pictures that are in a split more than once: the same pixels, not merely similar ones."""
+    check = f"duplicates, {seen.split}"
+    groups = collections.defaultdict(list)
+    for index, digest in seen.digests.items():
+        groups[digest].append(index)
+    groups = [sorted(group) for group in groups.values() if len(group) > 1]
+    if not groups:
+        yield ok(check, f"no two with exactly the same pixels among {seen.words()}")
+        return
+    more = sum(len(group) - 1 for group in groups)
+    torn = sum(len({seen.labels[i] for i in group}) > 1 for group in groups)
+    pairs = some((" = ".join(map(seen.source.describe, group[:2])) for group in sorted(groups)), 3)
+    yield warning(
+        check,
+        f"{more:,} repeat exactly the pixels of another ({seen.words()} compared)"
+        + (f", {torn:,} of them with another label" if torn else "")
+        + f": {pairs}. Remove what should not count twice.",
+    )
+
+
+def twice_across(train: Seen, evaluation: Seen) -> Findings:
+    """Pictures to evaluate on that were trained on: the same pixels, not merely similar ones."""
+    check = "duplicates, across"
+    known = {digest: index for index, digest in train.digests.items()}
+    shared = [(i, known[digest]) for i, digest in evaluation.digests.items() if digest in known]
+    compared = f"{evaluation.words()} pictures to evaluate on with {train.words()} to train on"
+    if not shared:
+        unseen = "" if train.whole and evaluation.whole else "; --duplicates=all compares all"
+        yield ok(check, f"none with exactly the same pixels: compared {compared}{unseen}")
+        return
+    # Of a sample of the training split, each picture stands for several.
+    share = min(1.0, len(shared) / len(evaluation.digests) * len(train.source) / len(train.digests))
+    pairs = (f"{evaluation.source.describe(a)} = {train.source.describe(b)}" for a, b in sorted(shared))
+    text = (
+        f"{len(shared):,} pictures to evaluate on are in the training split as well, {'' if train.whole else 'about '}"
+        f"{share:.2%}; accepted is {LEAK:.1%} (compared {compared}, by exactly equal pixels): {some(pairs, 3)}. "
+        "The errors will be too small: remove them from one of the two."
+    )
+    yield problem(check, text) if share > LEAK else warning(check, text)

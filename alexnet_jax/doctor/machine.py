@@ -1,0 +1,142 @@
+"""The machine: versions, devices, room on the disks."""
+
+import functools
+import importlib.metadata
+import math
+import os
+import platform
+import shutil
+import tomllib
+from pathlib import Path
+
+import jax
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from alexnet_jax import networks, train
+from alexnet_jax.architectures import towers_of
+from alexnet_jax.config import UsageError
+from alexnet_jax.doctor.findings import Findings, ok, problem, warning
+
+ROOT = Path(__file__).parents[2]  # of the sources; where the package is installed, its metadata says the same
+SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets")
+STATES_KEPT = 3  # the best, the last, and the one that is being written before the last is removed
+IMAGENET_BYTES = 35e9  # of the records at 256 pixels
+NVIDIA = Path("/dev/nvidia0")
+
+
+def versions() -> Findings:
+    """Python and the packages against what the requirements accept."""
+    python, requirements = _required()
+    here = {name: _version(name) for name in (*SHOWN, *(r.name for r in requirements))}
+    wrong = []
+    if platform.python_version() not in python:
+        wrong.append(f"python {platform.python_version()} (accepted is {python})")
+    for requirement in requirements:
+        version = here[requirement.name]
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} {version or 'is not there'} (accepted is {requirement.specifier})")
+    shown = ", ".join(f"{name} {here[name]}" for name in SHOWN if here[name])
+    if wrong:
+        yield warning(
+            "versions",
+            f"{', '.join(wrong)}; {shown}. What was not tried may fail or give other numbers: "
+            "pip install -r requirements.txt, in an environment of its own.",
+        )
+    else:
+        yield ok("versions", f"python {platform.python_version()}, {shown}; all as the requirements accept")
+
+
+def _required():
+    """The accepted versions of Python and what else this machine needs."""
+    file = ROOT / "requirements.txt"
+    if file.exists():
+        lines = [line.split("#")[0].strip() for line in file.read_text().splitlines()]
+        python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    else:
+        lines = importlib.metadata.requires("alexnet-jax") or []
+        python = importlib.metadata.metadata("alexnet-jax")["Requires-Python"]
+    requirements = [Requirement(line) for line in lines if line]
+    return SpecifierSet(python), [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def devices(config):
+    """Yields what JAX finds and how the network lies on it; returns the placement, None if there is none."""
+    try:
+        placement = train.place(config, batches=("batch_size", "eval_batch_size"))
+    except (UsageError, RuntimeError) as error:  # RuntimeError: a platform was asked for that JAX cannot start
+        yield problem("devices", str(error))
+        return None
+    found, shape = jax.devices(), placement.mesh.shape
+    memory = (found[0].memory_stats() or {}).get("bytes_limit")
+    rows = config.batch_size // math.prod(shape[axis] for axis in placement.batch_axes)
+    layers = "all of the network"
+    if placement.kind == "weird_trick":
+        layers = "all convolutions and its part of the dense layers"
+    elif shape["tower"] > 1:
+        layers = f"{towers_of(networks.NAMED[config.architecture]) // shape['tower']} of the network's towers"
+    text = (
+        f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
+        + (f" with {memory / 2**30:.1f} GiB each" if memory else "")
+        + f"; mesh {shape['data']} x {shape['tower']} (data x tower), each with {layers} "
+        f"and {rows} of a batch's {config.batch_size} pictures"
+    )
+    if found[0].platform == "cpu" and NVIDIA.exists():
+        yield warning("devices", f'{text}. The NVIDIA GPU of this machine is not used: pip install "jax[cuda13]<0.13".')
+    else:
+        yield ok("devices", text)
+    return placement
+
+
+def disk(config, workdir: Path, recipe: train.Recipe | None) -> Findings:
+    """Room where the data is, and in the workdir for the checkpoints."""
+    folder = _data_folder(config)
+    free = shutil.disk_usage(_existing(folder)).free
+    if recipe is None and config.dataset == "imagenet2012" and free < IMAGENET_BYTES:
+        yield warning(
+            "disk of the data",
+            f"{_gb(free)} free at {folder}; ImageNet's records take about {_gb(IMAGENET_BYTES)}. "
+            "Make room, or point --config.data_dir to another disk.",
+        )
+    else:
+        yield ok("disk of the data", f"{_gb(free)} free at {folder}")
+    if recipe is None:
+        return
+    size = state_bytes(recipe)
+    place, free = _existing(workdir), shutil.disk_usage(_existing(workdir)).free
+    seen = f"{_gb(free)} free at {workdir}"
+    wanted = f"{STATES_KEPT} checkpoints of {_gb(size)} (best, last, the next) need {_gb(STATES_KEPT * size)}"
+    if not os.access(place, os.W_OK):
+        yield problem("disk of the workdir", f"{place} cannot be written to. Give another --workdir, or its rights.")
+    elif free < STATES_KEPT * size:
+        yield problem("disk of the workdir", f"{seen}; {wanted}. Make room, or give another --workdir.")
+    else:
+        yield ok("disk of the workdir", f"{seen}; {wanted}")
+
+
+def state_bytes(recipe: train.Recipe) -> int:
+    """What a checkpoint holds: parameters, velocity and a few numbers."""
+    state = jax.eval_shape(functools.partial(train.init_state, recipe=recipe))
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
+
+
+def _data_folder(config):
+    if config.dataset.startswith("folder:"):
+        return Path(config.dataset.removeprefix("folder:")).expanduser()
+    return Path(config.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def _existing(path):
+    """A path, or the nearest folder above it that is there."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def _gb(size):
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

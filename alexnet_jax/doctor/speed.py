@@ -1,0 +1,144 @@
+"""Pictures a second: read and augmented alone, learned alone, and both together as in a run."""
+
+import dataclasses
+import datetime
+import time
+
+import jax
+from jax.sharding import PartitionSpec
+
+from alexnet_jax.config import UsageError
+from alexnet_jax.doctor.findings import Finding, Findings, ok, problem, warning
+from alexnet_jax.loop import Run
+from alexnet_jax.train import init_state, train_step
+
+SECONDS, BATCHES = 6.0, 200  # at most, for each of the three
+WAIT = 0.03  # share of a step that may be spent waiting for pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Pictures a second."""
+
+    loader: float
+    step: float
+    together: float
+    compiling: float  # seconds
+
+    def lost(self, shared: bool) -> float:
+        """The share of the time in which the network waits for pictures."""
+        # On a CPU the two slow each other down: there together is always less, and tells nothing of waiting.
+        reached = self.loader if shared else min(self.loader, self.together)
+        return max(0.0, 1 - reached / self.step)
+
+
+def who_waits(run: Run) -> Findings:
+    """Who waits for whom, and how long the run will take."""
+    try:
+        rates = measure(run)
+    except UsageError as error:
+        yield problem("speed", f"not measured, as the batches cannot be read: {error}")
+        return
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        yield problem(
+            "speed",
+            f"a step of {run.config.batch_size} pictures does not fit into the memory of the device "
+            f"({str(error).splitlines()[0][:200]}). Set --config.accumulate=2 or more, or a smaller "
+            "--config.batch_size.",
+        )
+        return
+    yield compare(rates, shared=jax.default_backend() == "cpu")
+    yield duration(run, rates)
+
+
+def compare(rates: Rates, *, shared: bool) -> Finding:
+    """Who waits for whom; `shared` says that both are at work on the same cores."""
+    waits = rates.lost(shared)
+    text = f"pictures/s: loader alone {rates.loader:,.0f}, step alone {rates.step:,.0f}, together {rates.together:,.0f}"
+    text += " (they share the CPU's cores)" if shared else ""
+    text += f"; the network waits for pictures {waits:.1%} of the time"
+    if waits <= WAIT:
+        return ok("speed", text)
+    if rates.loader < rates.step:
+        do = (
+            "Prepare the data once, so that there is less to decode (python -m alexnet_jax prepare; least with "
+            "--encoding=raw), or give the loader more CPU cores or a faster disk"
+        )
+    else:
+        do = "The loader alone is fast enough: give it more CPU cores, or set a larger --config.batch_size"
+    return warning("speed", f"{text}; accepted are {WAIT:.0%}. {do}.")
+
+
+def duration(run: Run, rates: Rates) -> Finding:
+    """How long the run will take."""
+    seconds = run.stop * run.config.batch_size / rates.together
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    memory = f"; the step needed {peak / 2**30:.1f} GiB of a device's memory" if peak else ""
+    epochs = run.stop * run.config.batch_size / len(run.data.train)
+    return ok(
+        "duration",
+        f"about {datetime.timedelta(seconds=round(seconds))} for {run.stop:,} steps ({epochs:,.0f} epochs), without "
+        f"evaluation; compiling took {rates.compiling:.0f} s{memory}",
+    )
+
+
+def measure(run: Run) -> Rates:
+    """The three rates, each in a bounded time once the step is compiled.
+
+    Args:
+      run: with its statistics, which may still lie on the host.
+
+    Raises:
+      UsageError: names a picture that cannot be read.
+    """
+    config, recipe = run.config, run.recipe
+    statistics = jax.device_put(run.statistics, recipe.network.placement.sharding(PartitionSpec()))
+    batch, loading = _load(run, 1)
+    batch, loading = _load(run, _in_time(loading))
+    began = time.monotonic()
+    batch = recipe.network.placement.put(batch, config.batch_size)
+    state, metrics = train_step(init_state(recipe=recipe), batch, statistics, recipe=recipe)
+    jax.block_until_ready(metrics)
+    compiling, began, steps = time.monotonic() - began, time.monotonic(), 0
+    while not steps or (steps < BATCHES and time.monotonic() - began < SECONDS):
+        state, metrics = train_step(state, batch, statistics, recipe=recipe)
+        jax.block_until_ready(metrics)
+        steps += 1
+    stepping = (time.monotonic() - began) / steps
+    together = _together(run, state, statistics, _in_time(loading + stepping))
+    return Rates(*(config.batch_size / seconds for seconds in (loading, stepping, together)), compiling)
+
+
+def _in_time(seconds_each):
+    """How many steps there is time for."""
+    return int(min(max(2, SECONDS / seconds_each), BATCHES))
+
+
+def _first_batches(run, count):
+    # To their end: a loader that is left on the way complains.
+    return dataclasses.replace(run, stop=count).batches_from(0)
+
+
+def _load(run, count):
+    """The last of some batches, and seconds for each."""
+    began = time.monotonic()
+    for last in _first_batches(run, count):
+        batch = last
+    return batch, (time.monotonic() - began) / count
+
+
+def _together(run, state, statistics, count):
+    """Seconds for each step as the loop takes them, which looks at a step's metrics when the next is on its way."""
+    placement, pending = run.recipe.network.placement, {}
+    for step, batch in enumerate(_first_batches(run, count)):
+        if step == 1:  # the wait for the first batch is no part of a long run, nor is its step counted
+            jax.block_until_ready(state)
+            began = time.monotonic()
+        batch = placement.put(batch, run.config.batch_size)
+        state, metrics = train_step(state, batch, statistics, recipe=run.recipe)
+        jax.device_get(pending)
+        pending = metrics
+    jax.block_until_ready(state)
+    return (time.monotonic() - began) / (count - 1)

@@ -1,0 +1,171 @@
+"""Folders, ImageNet's tars and TFDS's datasets are listed and read alike; what is wrong with them is said."""
+
+import os
+
+import numpy as np
+import pytest
+import small_imagenet as small
+import tensorflow_datasets as tfds
+
+from alexnet_jax.config import UsageError
+from alexnet_jax.data import imagenet, labels, originals
+
+NAME = imagenet.NAME
+
+
+def tfds_from_tars(tars, data_dir, file_format):
+    """TFDS's own imagenet2012, made by its own program."""
+    builder = tfds.builder(NAME, data_dir=str(data_dir), file_format=file_format)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(tars)))
+    return builder
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    return small.write_tars(tmp_path_factory.mktemp("tars"), *small.files())
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    from alexnet_jax.data.digits import Digits
+
+    data_dir = tmp_path_factory.mktemp("digits")
+    Digits(data_dir=str(data_dir)).download_and_prepare(file_format="array_record")
+    return next(data_dir.rglob("dataset_info.json")).parent
+
+
+def listed(source, tmp_path, dataset=NAME, data_dir=""):
+    return originals.list_originals(source, dataset, str(data_dir), tmp_path / "list.json")
+
+
+def by_name(found):
+    """split -> name -> (label, bytes)"""
+    read = lambda example: (example.label, originals.read(found.kind, example))  # noqa: E731
+    return {split: {e.name: read(e) for e in examples} for split, examples in found.splits.items()}
+
+
+def expected():
+    classes = labels.synsets()
+    return {
+        split: {name: (classes.index(labels.synset_of(name)), content) for name, content in files.items()}
+        for split, files in zip(("train", "validation"), small.files(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("source", ["tars", "folder", "flat"])
+def test_names_labels_and_bytes_of_imagenet_as_it_was_published(source, tars, tmp_path):
+    place = tars if source == "tars" else small.write_folder(tmp_path / "in", *small.files(), flat=source == "flat")
+    found = listed(f"{'tars' if source == 'tars' else 'folder'}:{place}", tmp_path)
+    assert by_name(found) == expected()
+    assert found.classes == labels.synsets()
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_names_labels_and_bytes_of_tfds_s_own_dataset(file_format, tars, tmp_path):
+    builder = tfds_from_tars(tars, tmp_path, file_format)
+    wanted = {
+        split: {name: (label, imagenet.as_tfds_stores(name, content)) for name, (label, content) in files.items()}
+        for split, files in expected().items()
+    }
+    for source in (f"tfds:{NAME}", f"tfds:{builder.data_dir}"):
+        found = listed(source, tmp_path, data_dir=tmp_path)
+        assert found.kind == file_format
+        assert by_name(found) == wanted
+    os.remove(next(iter(builder.info.splits["train"].filepaths)))
+    with pytest.raises(UsageError, match="-00000-of-00001 cannot be read"):
+        listed(f"tfds:{NAME}", tmp_path, data_dir=tmp_path)
+
+
+def test_a_list_of_tars_is_kept_until_they_change(tars, tmp_path, monkeypatch):
+    first = listed(f"tars:{tars}", tmp_path)
+    monkeypatch.setattr(originals, "_train_members", lambda *_: pytest.fail("listed again"))
+    assert listed(f"tars:{tars}", tmp_path) == first
+    os.utime(tars / imagenet.TARS[1], ns=(1, 1))
+    with pytest.raises(pytest.fail.Exception):
+        listed(f"tars:{tars}", tmp_path)
+
+
+def test_a_folder_of_one_s_own_has_its_own_splits_and_classes(tmp_path):
+    for name in ("train/cat/1.JPEG", "train/dog/1.JPEG", "val/cow/x.gif", "val/.hidden/a.jpg", "val/cow/.b.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(name.encode())
+    (tmp_path / "in" / "test").mkdir()
+    (tmp_path / "in" / "test" / "1.jpg").write_bytes(b"")
+    found = listed(f"folder:{tmp_path}/in", tmp_path, "mine")
+    assert found.classes == ["cat", "cow", "dog"]
+    assert by_name(found) == {
+        "train": {"cat/1.JPEG": (0, b"train/cat/1.JPEG"), "dog/1.JPEG": (2, b"train/dog/1.JPEG")},
+        "val": {"cow/x.gif": (1, b"val/cow/x.gif")},
+    }
+
+
+def test_records_without_names_are_named_by_their_position(digits, tmp_path):
+    found = listed(f"tfds:{digits}", tmp_path, "numbers")
+    assert [len(examples) for examples in found.splits.values()] == [4000, 1000]
+    assert found.splits["test"][17].name == "00000017"
+    builder = tfds.builder_from_directory(digits)
+    pictures = builder.as_data_source("test")
+    assert found.splits["test"][17].label == pictures[17]["label"]
+    content = originals.read(found.kind, found.splits["test"][17])
+    assert np.array_equal(tfds.core.utils.image_utils.decode_image(content), pictures[17]["image"])
+
+
+@pytest.mark.parametrize(
+    ("source", "dataset", "message"),
+    [
+        ("nothing", NAME, "--source=nothing is not known; accepted are tfds:NAME, tars:FOLDER"),
+        ("folder:", NAME, "--source=folder: is not known"),
+        ("folder:/none", NAME, "folder:/none: there is no such folder"),
+        ("tars:/none", NAME, "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found in /none"),
+        ("tars:/none", "mine", "tars: are those of imagenet2012, not of mine"),
+        ("tfds:nothing_such", NAME, "TFDS knows no such dataset"),
+        ("tfds:imagenet2012", NAME, "tfds:imagenet2012 is not in"),
+    ],
+)
+def test_a_source_that_is_not_there(source, dataset, message, tmp_path):
+    with pytest.raises(UsageError) as error:
+        listed(source, tmp_path, dataset, tmp_path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("train/cat/1.JPEG", "holds 'cat', which is none of the 1000 classes"),
+        ("train/n01440764/n15075141_1.JPEG", "but it is one of n15075141"),
+        ("val/n01440764/ILSVRC2012_val_00000001.JPEG", "as n01440764, but it is one of n01751748"),
+        ("val/ILSVRC2012_val_00050001.JPEG", "accepted are ILSVRC2012_val_00000001.JPEG to"),
+        ("train/n01440764_3.JPEG", "lies in no class folder"),
+        ("train/n01440764/images/n01440764_3.JPEG", "images is no file; accepted is SPLIT/CLASS/FILE"),
+        ("validation/ILSVRC2012_val_00000001.JPEG", "two files have the name ILSVRC2012_val_00000001.JPEG"),
+        ("train/n01440764/a\nb.JPEG", "is no name that can be printed"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_of_imagenet_is_named(path, message, tmp_path):
+    small.write_folder(tmp_path / "in", *small.files())
+    (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "in" / path).write_bytes(b"")
+    with pytest.raises(UsageError) as error:
+        listed(f"folder:{tmp_path}/in", tmp_path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("tar", imagenet.TARS)
+@pytest.mark.parametrize("at", [0.5, 1])
+def test_a_tar_that_is_cut_off_is_refused(tar, at, tars, tmp_path):
+    for name in imagenet.TARS:
+        content = (tars / name).read_bytes().rstrip(b"\0")[:-20]  # the last picture lacks its end
+        content = content if name == tar else (tars / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: int(at * len(content))] if name == tar else content)
+    with pytest.raises(UsageError, match="no whole tar"):
+        listed(f"tars:{tmp_path}", tmp_path)
+
+
+def test_tfds_s_data_of_other_classes_or_features_is_refused(digits, tmp_path):
+    with pytest.raises(UsageError, match="has other classes than the 1000 of imagenet2012"):
+        listed(f"tfds:{digits}", tmp_path)
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"x.JPEG in /none/x.JPEG cannot be read"):
+        originals.read("picture", originals.Original("x.JPEG", 0, "/none/x.JPEG"))
