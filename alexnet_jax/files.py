@@ -1,10 +1,28 @@
-"""Files that are there whole or not at all, whatever stops the program."""
+"""Files that are there whole or not at all, whatever stops the program or the machine."""
 
+import os
 from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under another name, then renames it: a file of that name stays as it was until then."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's bytes, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot do this for a folder
+            raise
+    finally:
+        os.close(descriptor)

@@ -56,11 +56,14 @@ def tar(content):
     return buffer.getvalue()
 
 
+def class_tars(train):
+    synsets = sorted({name[:9] for name in train})
+    return {f"{s}.tar": tar({n: c for n, c in train.items() if n.startswith(s)}) for s in synsets}
+
+
 def write_tars(folder, train, val):
     folder.mkdir(parents=True, exist_ok=True)
-    synsets = sorted({name[:9] for name in train})
-    inner = {f"{s}.tar": tar({n: c for n, c in train.items() if n.startswith(s)}) for s in synsets}
-    (folder / imagenet.TARS[0]).write_bytes(tar(inner))
+    (folder / imagenet.TARS[0]).write_bytes(tar(class_tars(train)))
     (folder / imagenet.TARS[1]).write_bytes(tar(val))
     return folder
 

@@ -31,13 +31,27 @@ def test_odd_files_become_what_tfds_stores():
             imagenet.as_tfds_stores(name, b"\xff\xd8 broken")
 
 
-def test_a_file_in_the_folder_of_another_class_is_named():
-    imagenet.check_synset("n01440764_10026.JPEG", "n01440764", "here")
-    imagenet.check_synset("of my own.jpg", "n01440764", "here")
-    with pytest.raises(UsageError, match=r"here holds n01440764_10026.JPEG as n01443537, but it is one of n01440764"):
-        imagenet.check_synset("n01440764_10026.JPEG", "n01443537", "here")
-    with pytest.raises(UsageError, match="here holds 'cat', which is none of the 1000 classes of imagenet2012"):
-        imagenet.check_synset("1.jpg", "cat", "here")
+def test_a_label_follows_from_the_class_or_from_the_name():
+    assert imagenet.label_of("n01443537_10026.JPEG", "n01443537", "here") == 1
+    assert imagenet.label_of("of my own.jpg", "n15075141", "here") == 999
+    first = labels.synsets().index("n01751748")
+    assert imagenet.label_of("ILSVRC2012_val_00000001.JPEG", "n01751748", "here") == first
+    assert imagenet.label_of("ILSVRC2012_val_00000001.JPEG", None, "here") == first
+
+
+@pytest.mark.parametrize(
+    ("name", "synset", "message"),
+    [
+        ("n01440764_10026.JPEG", "n01443537", "holds n01440764_10026.JPEG as n01443537, but it is one of n01440764"),
+        ("1.jpg", "cat", "holds 'cat', which is none of the 1000 classes of imagenet2012"),
+        ("n00000000_1.JPEG", None, "holds 'n00000000', which is none of the 1000 classes"),
+        ("1.jpg", None, "holds 1.jpg; accepted are ILSVRC2012_val_00000001.JPEG to"),
+    ],
+)
+def test_a_file_that_has_no_label_or_two_is_named(name, synset, message):
+    with pytest.raises(UsageError) as error:
+        imagenet.label_of(name, synset, "here")
+    assert str(error.value).startswith(f"here {message}")
 
 
 def test_where_it_is_not_prepared_the_message_is_the_command_that_prepares_it(tmp_path):

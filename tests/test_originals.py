@@ -1,10 +1,14 @@
 """Folders, ImageNet's tars and TFDS's datasets are listed and read alike; what is wrong with them is said."""
 
+import io
 import os
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import small_imagenet as small
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from alexnet_jax.config import UsageError
@@ -119,6 +123,7 @@ def test_records_without_names_are_named_by_their_position(digits, tmp_path):
         ("tars:/none", NAME, "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found in /none"),
         ("tars:/none", "mine", "tars: are those of imagenet2012, not of mine"),
         ("tfds:nothing_such", NAME, "TFDS knows no such dataset"),
+        ("tfds:cifar10:9.9.9", "mine", "TFDS knows no such dataset, or not that version of it"),
         ("tfds:imagenet2012", NAME, "tfds:imagenet2012 is not in"),
     ],
 )
@@ -126,6 +131,12 @@ def test_a_source_that_is_not_there(source, dataset, message, tmp_path):
     with pytest.raises(UsageError) as error:
         listed(source, tmp_path, dataset, tmp_path)
     assert message in str(error.value)
+
+
+def test_a_dataset_of_a_package_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: (_ for _ in ()).throw(ModuleNotFoundError("a package")))
+    with pytest.raises(UsageError, match="tfds:huggingface:mnist: TFDS knows no such dataset"):
+        listed("tfds:huggingface:mnist", tmp_path, "mine")
 
 
 @pytest.mark.parametrize(
@@ -150,6 +161,79 @@ def test_what_is_wrong_with_a_folder_of_imagenet_is_named(path, message, tmp_pat
     assert message in str(error.value)
 
 
+def test_a_folder_of_imagenet_without_both_splits_is_refused(tmp_path):
+    small.write_folder(tmp_path / "in", small.files()[0], {})
+    with pytest.raises(UsageError, match="/in holds train; accepted are the folders train and val"):
+        listed(f"folder:{tmp_path}/in", tmp_path)
+    with pytest.raises(UsageError, match=r"/in/train holds n01440764, .*n15075141; .* Give the folder that holds"):
+        listed(f"folder:{tmp_path}/in/train", tmp_path)
+    (tmp_path / "in" / "val").mkdir()
+    with pytest.raises(UsageError, match="/in holds no pictures of validation"):
+        listed(f"folder:{tmp_path}/in", tmp_path)
+
+
+def test_what_is_left_out_or_too_little_is_told(tmp_path, capsys):
+    small.write_folder(tmp_path / "in", *small.files())
+    (tmp_path / "in" / "test").mkdir()
+    listed(f"folder:{tmp_path}/in", tmp_path)
+    told = capsys.readouterr().out
+    assert f"Left out: {tmp_path}/in/test, which is neither train nor val.\n" in told
+    assert "has 18 pictures of 4 classes for train, and all of imagenet2012 is 1,281,167 of 1,000." in told
+    assert "has 6 pictures of 6 classes for validation, and all of imagenet2012 is 50,000 of 1,000." in told
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("cat/1.jpg", "/cat/1.jpg lies in no class folder; .* or, if cat is a class, give the folder above .*/in."),
+        ("all/cat/1.jpg", "/all: a split's name has letters, digits and _ only, and is not all"),
+        ("train/cat /1.jpg", "/train/cat ': a class's name has no blanks around it"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_of_one_s_own_is_named(path, message, tmp_path):
+    (tmp_path / "in" / path).parent.mkdir(parents=True)
+    (tmp_path / "in" / path).write_bytes(b"")
+    with pytest.raises(UsageError, match=message):
+        listed(f"folder:{tmp_path}/in", tmp_path, "mine")
+
+
+def test_a_source_means_the_same_in_any_folder(digits, monkeypatch):
+    monkeypatch.chdir(digits.parent)
+    assert originals.absolute("tars:in") == f"tars:{digits.parent}/in"
+    assert originals.absolute("folder:~/in") == f"folder:{Path.home()}/in"
+    assert originals.absolute("tfds:cifar10") == "tfds:cifar10"
+    assert originals.absolute(f"tfds:{digits.name}") == f"tfds:{digits}"
+
+
+def harmed(tar, damage):
+    """A tar without the last of its files, which tarfile takes for whole."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as whole:
+        *others, last = whole
+    at = last.offset
+    if damage == "a byte":
+        tar = tar[:at] + bytes([tar[at] ^ 1]) + tar[at + 1 :]
+    else:
+        tar = tar[: at + (100 if damage == "cut within a header" else 0)]
+    with tarfile.open(fileobj=io.BytesIO(tar)) as harmed:
+        assert len(list(harmed)) == len(others)
+    return tar
+
+
+@pytest.mark.parametrize("damage", ["cut between files", "cut within a header", "a byte"])
+@pytest.mark.parametrize("which", [*imagenet.TARS, "a class"])
+def test_a_tar_of_which_tarfile_misses_the_end_is_refused(which, damage, tmp_path):
+    train, val = small.files()
+    small.write_tars(tmp_path, train, val)
+    path = tmp_path / (imagenet.TARS[0] if which == "a class" else which)
+    if which == "a class":
+        classes = small.class_tars(train)
+        path.write_bytes(small.tar(classes | {"n01440764.tar": harmed(classes["n01440764.tar"], damage)}))
+    else:
+        path.write_bytes(harmed(path.read_bytes(), damage))
+    with pytest.raises(UsageError, match=f"{path} is no whole tar .it ends early, or a header is damaged"):
+        listed(f"tars:{tmp_path}", tmp_path)
+
+
 @pytest.mark.parametrize("tar", imagenet.TARS)
 @pytest.mark.parametrize("at", [0.5, 1])
 def test_a_tar_that_is_cut_off_is_refused(tar, at, tars, tmp_path):
@@ -169,3 +253,29 @@ def test_tfds_s_data_of_other_classes_or_features_is_refused(digits, tmp_path):
 def test_a_file_that_is_gone_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"x.JPEG in /none/x.JPEG cannot be read"):
         originals.read("picture", originals.Original("x.JPEG", 0, "/none/x.JPEG"))
+
+
+@pytest.mark.parametrize("kind", ["picture", "tar", "tfrecord"])
+def test_a_file_that_became_shorter_is_named(kind, tmp_path):
+    (tmp_path / "file").write_bytes(b"12345678")
+    with pytest.raises(UsageError, match=r"x.JPEG in .*/file cannot be read \(of 9 bytes there are 8\)"):
+        originals.read(kind, originals.Original("x.JPEG", 0, str(tmp_path / "file"), size=9))
+
+
+def test_a_record_that_is_no_example_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"\xff" * 20)
+    with pytest.raises(UsageError, match=r"x.JPEG in .*/file cannot be read \(Error parsing message"):
+        originals.read("tfrecord", originals.Original("x.JPEG", 0, str(tmp_path / "file"), size=20))
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [([b"\xff" * 20], "is damaged .Error parsing message"), ([], "has 0 of 18 records for train")],
+)
+def test_files_of_tfds_that_are_not_whole_are_refused(records, message, tars, tmp_path):
+    path = next(iter(tfds_from_tars(tars, tmp_path, "tfrecord").info.splits["train"].filepaths))
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    with pytest.raises(UsageError, match=message):
+        listed(f"tfds:{NAME}", tmp_path, data_dir=tmp_path)

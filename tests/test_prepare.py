@@ -1,8 +1,10 @@
 """Originals become square records: whatever the source, however it was stopped, and by however many processes."""
 
+import errno
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -254,7 +256,8 @@ def test_every_odd_file_becomes_the_right_picture_or_is_reported(bad, tmp_path, 
 
 
 def test_only_the_first_twenty_are_told(folder, tmp_path):
-    root = small.write_folder(tmp_path / "in", dict.fromkeys((f"n01440764_{n}.JPEG" for n in range(25)), b"?"), {})
+    val = small.files()[1]
+    root = small.write_folder(tmp_path / "in", dict.fromkeys((f"n01440764_{n}.JPEG" for n in range(25)), b"?"), val)
     with pytest.raises(UsageError, match="Pictures that do not decode: 25, such as") as error:
         make(root, tmp_path)
     assert str(error.value).count("as no picture does") == 20
@@ -339,29 +342,34 @@ def test_what_is_done_is_not_done_again(folder, whole, tmp_path, monkeypatch):
         assert small.contents(make(folder, tmp_path)) == small.contents(whole)
 
 
-@pytest.mark.parametrize("change", ["removed", "replaced", "encoding", "shard"])
-def test_what_changed_meanwhile_is_done_again(change, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["removed", "replaced", "shard", "note"])
+def test_what_changed_meanwhile_is_done_again(change, folder, tmp_path, monkeypatch, capsys):
     files = small.files()
     root = small.write_folder(tmp_path / "in", *files)
     with monkeypatch.context() as patch:
         stop_at(patch, prepare, "_finish", 0)
         with pytest.raises(KeyboardInterrupt):
             make(root, tmp_path)
-    options = {"encoding": "raw"} if change == "encoding" else {}
+    work = tmp_path / "imagenet2012_square" / str(SIZE) / "5.1.0.incomplete"
     if change == "removed":
         (root / "train" / "n15075141" / "n15075141_10030.JPEG").unlink()
     if change == "replaced":
         other = files[0]["n15075141_10031.JPEG"]
         (root / "train" / "n15075141" / "n15075141_10030.JPEG").write_bytes(other)
     if change == "shard":
-        next((tmp_path / "imagenet2012_square" / str(SIZE) / "5.1.0.incomplete" / "records").glob("*train*")).unlink()
-    made = small.contents(make(root, tmp_path, **options))
-    assert made == small.contents(make(root, tmp_path / "new", **options))
+        next((work / "records").glob("*train*")).unlink()
+    if change == "note":
+        note = next((work / "notes").glob("*train*"))
+        note.write_bytes(bytes(byte ^ (at == 1000) for at, byte in enumerate(note.read_bytes())))  # in the sums
+    capsys.readouterr()
+    made = small.contents(make(root, tmp_path))
+    assert "Shards to be made anew, as their pictures changed or do not decode: 1\n" in capsys.readouterr().out
+    assert made == small.contents(make(root, tmp_path / "new"))
 
 
 def test_left_out_earlier_is_broken_still(tmp_path, monkeypatch):
-    train = {name: b"?" if name == small.CMYK else content for name, content in small.files()[0].items()}
-    root = small.write_folder(tmp_path / "in", train, {})
+    train, val = small.files()
+    root = small.write_folder(tmp_path / "in", train | {small.CMYK: b"?"}, val)
     with monkeypatch.context() as patch:
         stop_at(patch, prepare, "_finish", 0)
         with pytest.raises(KeyboardInterrupt):
@@ -370,14 +378,67 @@ def test_left_out_earlier_is_broken_still(tmp_path, monkeypatch):
         make(root, tmp_path)
 
 
-def test_there_and_back_between_encodings_while_stopped(folder, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "_RAW_BYTES_A_SHARD", 2.3 * SIZE**2 * 3)  # as many shards for both
-    for encoding, function, times in (("jpeg", "_finish", 0), ("raw", "write_whole", 1)):
-        with monkeypatch.context() as patch:
-            stop_at(patch, prepare, function, times)
-            with pytest.raises(KeyboardInterrupt):
-                make(folder, tmp_path, encoding=encoding)
+def test_what_is_done_is_not_lost_to_another_command(folder, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, prepare, "_finish", 0)
+        with pytest.raises(KeyboardInterrupt):
+            make(folder, tmp_path, broken="skip")
+    work = tmp_path / "imagenet2012_square" / str(SIZE) / "5.1.0.incomplete"
+    done = small.contents(work)
+    other = small.write_folder(tmp_path / "other", *small.files())
+    for source, encoding in ((folder, "raw"), (other, "jpeg")):
+        with pytest.raises(UsageError) as error:
+            make(source, tmp_path, encoding=encoding)
+        message = f"{work} was begun with\n  {' '.join(['python', *command(folder, tmp_path, '--broken=skip')[1:]])}\n"
+        assert str(error.value) == f"{message}Go on with that, or remove {work}."
+    assert small.contents(work) == done
     assert small.contents(make(folder, tmp_path)) == small.contents(whole)
+
+
+def test_another_command_may_follow_one_that_did_nothing(folder, tmp_path):
+    with pytest.raises(UsageError, match="no such folder"):
+        make("/none", tmp_path)
+    assert make(folder, tmp_path, encoding="raw").is_dir()
+
+
+def test_a_relative_folder_goes_on_from_anywhere_by_the_command_that_is_told(folder, whole, tmp_path, monkeypatch):
+    (tmp_path / "my pictures").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_at(patch, prepare, "_finish", 0)
+        with pytest.raises(KeyboardInterrupt):
+            make("my pictures", "data", broken="skip")
+    monkeypatch.chdir("/")
+    with pytest.raises(UsageError) as error:
+        sources.open_dataset("imagenet2012", str(tmp_path / "data"), image_size=SIZE, train_split=None, eval_split="")
+    told = shlex.split(str(error.value).splitlines()[-1])
+    assert told[1:] == command(tmp_path / "my pictures", tmp_path / "data", "--broken=skip")[1:]
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "read", lambda *_: pytest.fail("read again"))
+        cli.main([*told[3:], "--workers=1"])
+    assert small.contents(prepare.folder_of("imagenet2012", str(tmp_path / "data"), SIZE)) == small.contents(whole)
+
+
+def test_a_folder_that_is_there_already_and_no_dataset_is_refused_at_once(folder, tmp_path, monkeypatch):
+    final = tmp_path / "imagenet2012_square" / str(SIZE) / "5.1.0"
+    final.mkdir(parents=True)
+    (final / "of mine").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "list_originals", lambda *_: pytest.fail("listed"))
+        with pytest.raises(UsageError, match=f"^{final} is there without dataset_info.json. Remove it"):
+            make(folder, tmp_path)
+    (final / "of mine").unlink()
+    assert make(folder, tmp_path) == final
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(folder, tmp_path, monkeypatch):
+    synced, real = [], prepare.sync
+    monkeypatch.setattr(prepare, "sync", lambda path: (synced.append(path), real(path)))
+    final = make(folder, tmp_path)
+    *files, records, parent = synced[-len(list(final.iterdir())) - 2 :]
+    assert {path.name for path in files} == {path.name for path in final.iterdir()}
+    assert {path.parent for path in files} == {records}
+    assert parent == final.parent
 
 
 def test_what_a_killed_command_left_is_removed(folder, whole, tmp_path):
@@ -445,7 +506,7 @@ def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(tmp_pat
 @pytest.mark.slow
 def test_ctrl_c_ends_in_one_line(tmp_path):
     train = {f"n01440764_{n}.JPEG": small.encoded(str(n), (300, 400)) for n in range(6000)}
-    folder = small.write_folder(tmp_path / "in", train, {})
+    folder = small.write_folder(tmp_path / "in", train, small.files()[1])
     process = subprocess.Popen(
         command(folder, tmp_path, "--workers=2"), cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
@@ -470,7 +531,7 @@ def test_an_interrupt_is_a_line_and_130(folder, tmp_path, monkeypatch, capsys):
 
 def test_a_worker_that_is_killed_is_told(folder, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_make_in_worker", _kill_itself)
-    with pytest.raises(UsageError, match="A worker was killed, probably for lack of memory"):
+    with pytest.raises(UsageError, match=r"A worker died\. .* at work were: .*train/n\d+_\d+\.JPEG"):
         make(folder, tmp_path, workers=2)
     monkeypatch.undo()
     monkeypatch.setattr(prepare, "_JPEGS_A_SHARD", 2.3)
@@ -478,6 +539,8 @@ def test_a_worker_that_is_killed_is_told(folder, whole, tmp_path, monkeypatch):
 
 
 def _kill_itself(index, shard):
+    _, progress, _ = prepare._worker
+    progress[index] = len(shard.examples)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -522,10 +585,29 @@ def test_a_second_command_on_the_same_is_refused(folder, tmp_path, monkeypatch):
     assert make(folder, tmp_path).is_dir()
 
 
+def test_where_nothing_can_be_locked_it_goes_on_and_says_so(folder, whole, tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(prepare.fcntl, "flock", fails)
+    assert small.contents(make(folder, tmp_path)) == small.contents(whole)
+    assert "cannot be locked (No locks available). Start no second prepare on it." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "workers"), [("MemAvailable:  1500000 kB", 2), ("MemAvailable: 9 kB", 1), ("MemFree: 9 kB", 8)]
+)
+def test_workers_are_as_many_as_there_is_memory_for(meminfo, workers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    monkeypatch.setattr(Path, "read_text", lambda _: meminfo)
+    assert prepare._default_workers() == workers
+
+
 def test_what_is_there_is_not_made_again(folder, whole, capsys, monkeypatch):
     monkeypatch.setattr(prepare, "list_originals", lambda *_: pytest.fail("listed"))
     assert make(folder, whole.parents[2]) == whole
-    assert f"Already prepared: {whole}" in capsys.readouterr().out
+    assert f"Already prepared: {whole}; to make it anew, remove that folder." in capsys.readouterr().out
     with pytest.raises(UsageError, match="is there with --encoding=jpeg, and this is --encoding=raw"):
         make(folder, whole.parents[2], encoding="raw")
 
@@ -543,16 +625,17 @@ def test_wrong_options(options, message, folder, tmp_path):
         make(folder, tmp_path, **options)
 
 
-def test_a_file_that_vanishes_is_fatal_even_where_broken_ones_are_skipped(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [{"file": "/none/x.JPEG"}, {"size": 9}])
+def test_a_file_that_changes_is_fatal_even_where_broken_ones_are_skipped(change, folder, tmp_path, monkeypatch):
     real = prepare.list_originals
 
-    def vanishes(*arguments):
+    def changes(*arguments):
         found = real(*arguments)
-        found.splits["train"][0] = found.splits["train"][0]._replace(file="/none/x.JPEG")
+        found.splits["train"][0] = found.splits["train"][0]._replace(**change)
         return found
 
-    monkeypatch.setattr(prepare, "list_originals", vanishes)
-    with pytest.raises(UsageError, match=r"/none/x.JPEG cannot be read"):
+    monkeypatch.setattr(prepare, "list_originals", changes)
+    with pytest.raises(UsageError, match=r"cannot be read .*(/none/x.JPEG|of 9 bytes)"):
         make(folder, tmp_path, broken="skip")
 
 

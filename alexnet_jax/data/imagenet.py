@@ -1,5 +1,7 @@
 """What is special about ImageNet (ILSVRC-2012): its tars, its classes in the names of files, and 23 odd files."""
 
+import functools
+
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as odd
@@ -12,20 +14,37 @@ NAME = "imagenet2012"
 VERSION = "5.1.0"  # TFDS's, of the same pictures and labels
 TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 SPLITS = {"train": "train", "val": "validation", "validation": "validation"}  # folders -> splits; no test: no labels
+PICTURES = {"train": 1_281_167, "validation": 50_000}  # of the 1000 classes
 WHERE = "https://image-net.org/download-images"
 
 
-def check_synset(file_name: str, synset: str, place: str) -> None:
-    """Raises UsageError if a synset is no class, or a file's own name tells another one."""
-    if synset not in synsets():
+def label_of(file_name: str, synset: str | None, place: str) -> int:
+    """The label of a picture that lies in the folder or tar of a synset, or, if None, is named as ILSVRC's own are.
+
+    Raises:
+      UsageError: if the synset is no class, or the file's own name tells another one or, without a synset, none.
+    """
+    told = synset_of(file_name)
+    if (synset := synset or told) is None:
+        raise UsageError(
+            f"{place} holds {file_name}; accepted are ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG. "
+            "Move it away."
+        )
+    if synset not in _labels():
         raise UsageError(
             f"{place} holds {synset!r}, which is none of the 1000 classes of {NAME}; accepted are WordNet ids such as "
             f"{synsets()[0]}. Move it away, or prepare a data set of your own with --dataset=NAME."
         )
-    if (told := synset_of(file_name)) and told != synset:
+    if told not in (None, synset):
         raise UsageError(
             f"{place} holds {file_name} as {synset}, but it is one of {told}. Move it there, or unpack the tar again."
         )
+    return _labels()[synset]
+
+
+@functools.cache
+def _labels():
+    return {synset: label for label, synset in enumerate(synsets())}
 
 
 def as_tfds_stores(file_name: str, encoded: bytes) -> bytes:

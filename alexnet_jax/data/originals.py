@@ -60,20 +60,29 @@ def list_originals(source: str, dataset: str, data_dir: str, kept: Path) -> Orig
     Raises:
       UsageError: if the source is not there, damaged, or not what `dataset` says.
     """
-    kind, _, place = source.partition(":")
-    if not place or kind not in ("tfds", "tars", "folder"):
-        raise UsageError(f"--source={source} is not known; accepted are {ACCEPTED}. Give one of them.")
+    kind, _, place = absolute(source).partition(":")
     if kind == "folder":
-        originals = _folder(Path(place).expanduser(), dataset)
+        originals = _folder(Path(place), dataset)
     elif kind == "tars":
-        originals = _tars(Path(place).expanduser(), dataset, kept)
+        originals = _tars(Path(place), dataset, kept)
     else:
         originals = _records(place, dataset, data_dir, kept)
     for split, examples in originals.splits.items():
         _check_names(examples, f"{source}, split {split}")
     if not originals.splits:
         raise UsageError(f"{source} holds no pictures with labels. Accepted are {ACCEPTED}; fill it, or name another.")
+    if dataset == imagenet.NAME:
+        _check_imagenet(source, originals.splits)
     return originals
+
+
+def absolute(source: str) -> str:
+    """A source that means the same in any folder. Raises UsageError if it is none."""
+    kind, _, place = source.partition(":")
+    if not place or kind not in ("tfds", "tars", "folder"):
+        raise UsageError(f"--source={source} is not known; accepted are {ACCEPTED}. Give one of them.")
+    path = Path(place).expanduser().absolute()
+    return f"{kind}:{path}" if kind != "tfds" or (path / "dataset_info.json").is_file() else source
 
 
 def read(kind: str, original: Original) -> bytes:
@@ -82,24 +91,41 @@ def read(kind: str, original: Original) -> bytes:
         if kind == "array_record":
             record = _array_record(original.file).read([original.start])[0]
         else:
-            with open(original.file, "rb", buffering=0) as file:
+            with open(original.file, "rb") as file:
                 file.seek(original.start)
                 record = file.read(-1 if kind == "picture" else original.size)
+            if len(record) != original.size:
+                raise ValueError(f"of {original.size:,} bytes there are {len(record):,}")
         return record if kind in ("picture", "tar") else _features(record)["image"].bytes_list.value[0]
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise UsageError(
-            f"{original.name} in {original.file} cannot be read ({error}). Bring the file back. "
+            f"{original.name} in {original.file} cannot be read ({error}). Bring the file back as it was. "
             "The same command goes on from there."
         ) from error
 
 
-@functools.lru_cache(16)
+@functools.lru_cache(500)  # of the 1024 that TFDS's ImageNet has; a process may often open no more than that
 def _array_record(path):
     return ArrayRecordReader(path, options="readahead_buffer_size:0,max_parallelism:0")
 
 
 def _features(record):
-    return tf.train.Example.FromString(record).features.feature
+    try:
+        return tf.train.Example.FromString(record).features.feature
+    except Exception as error:  # protobuf's own, of no kind that Python knows
+        raise ValueError(str(error)) from error
+
+
+def _check_imagenet(source, splits):
+    for split, whole in imagenet.PICTURES.items():
+        if not (examples := splits.get(split)):
+            raise UsageError(f"{source} holds no pictures of {split}; accepted is a source of both splits. Bring them.")
+        classes = len({example.label for example in examples})
+        if (len(examples), classes) != (whole, 1000):
+            print(
+                f"WARNING: {source} has {len(examples):,} pictures of {classes:,} classes for {split}, and all of "
+                f"{imagenet.NAME} is {whole:,} of 1,000. Is something missing?"
+            )
 
 
 def _check_names(examples, where):
@@ -112,7 +138,7 @@ def _check_names(examples, where):
             )
         seen.add(name)
         if not name.isprintable():  # neither a line of a list nor UTF-8
-            raise UsageError(f"{where}: {name!r} is no name that can be printed. Rename that file.")
+            raise UsageError(f"{where}: {name!r} is no name that can be printed. Give that picture another.")
 
 
 # Folders
@@ -121,22 +147,30 @@ def _check_names(examples, where):
 def _folder(root: Path, dataset: str) -> Originals:
     if not root.is_dir():
         raise UsageError(f"folder:{root}: there is no such folder. Accepted is one of SPLIT/CLASS/FILE; correct it.")
-    found, classes = {}, set()  # split -> (class, Original without its label)
-    for folder in _visible(root):
-        split = imagenet.SPLITS.get(folder.name) if dataset == imagenet.NAME else folder.name
-        if not folder.is_dir() or split is None:
+    is_imagenet = dataset == imagenet.NAME
+    entries = _visible(root)
+    folders = {e.path: imagenet.SPLITS.get(e.name) if is_imagenet else e.name for e in entries if e.is_dir()}
+    if is_imagenet and not set(imagenet.PICTURES) <= set(folders.values()):
+        names = [entry.name for entry in entries]
+        raise UsageError(
+            f"folder:{root} holds {', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; accepted are "
+            f"the folders train and val (or validation) of {dataset}. Give the folder that holds these two."
+        )
+    classes = synsets() if is_imagenet else sorted({e.name for path in folders for e in _visible(path) if e.is_dir()})
+    labels = {name: label for label, name in enumerate(classes)}
+    splits = {}
+    for path, split in folders.items():
+        if split is None:
+            print(f"Left out: {path}, which is neither train nor val.")
             continue
-        if not re.fullmatch(r"\w+", split):
-            raise UsageError(f"{folder.path}: a split's name has letters, digits and _ only. Rename that folder.")
-        examples = list(_split_folder(folder, dataset, classes))
-        if examples:
-            found.setdefault(split, []).extend(examples)
+        if not re.fullmatch(r"\w+", split) or split == "all":  # which is TFDS's name for all of them
+            raise UsageError(f"{path}: a split's name has letters, digits and _ only, and is not all. Rename it.")
+        files = _split_folder(Path(path), is_imagenet, labels)
+        if examples := list(tqdm(files, f"Listing {path}", unit=" files", mininterval=1)):
+            splits.setdefault(split, []).extend(examples)
         else:
-            print(f"Left out: {folder.path}, which holds no class folders with pictures.")
-    names = synsets() if dataset == imagenet.NAME else sorted(classes)
-    label = {name: index for index, name in enumerate(names)}
-    splits = {split: [o._replace(label=label[c]) for c, o in examples] for split, examples in sorted(found.items())}
-    return Originals("picture", names, splits, ["folder", str(root.resolve())])
+            print(f"Left out: {path}, which holds no class folders with pictures.")
+    return Originals("picture", classes, dict(sorted(splits.items())), ["folder", str(root.resolve())])
 
 
 def _visible(folder):
@@ -144,36 +178,30 @@ def _visible(folder):
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def _split_folder(folder, dataset, classes) -> Iterator[tuple[str, Original]]:
-    is_imagenet = dataset == imagenet.NAME
+def _split_folder(folder: Path, is_imagenet: bool, labels: dict[str, int]) -> Iterator[Original]:
     for entry in _visible(folder):
         if entry.is_dir():
-            classes.add(entry.name)
+            if entry.name != entry.name.strip():  # TFDS would read it back without them
+                raise UsageError(f"{entry.path!r}: a class's name has no blanks around it. Rename that folder.")
             for file in _visible(entry):
                 if not file.is_file():
                     raise UsageError(f"{file.path} is no file; accepted is SPLIT/CLASS/FILE. Move it away.")
                 if is_imagenet:
-                    imagenet.check_synset(file.name, entry.name, folder.path)
-                yield entry.name, _of_file(file, file.name if is_imagenet else f"{entry.name}/{file.name}")
+                    yield _of_file(file, file.name, imagenet.label_of(file.name, entry.name, str(folder)))
+                else:
+                    yield _of_file(file, f"{entry.name}/{file.name}", labels[entry.name])
         elif is_imagenet and entry.name.startswith("ILSVRC2012_val_"):
-            yield _synset_of(entry.name, folder.path), _of_file(entry, entry.name)
+            yield _of_file(entry, entry.name, imagenet.label_of(entry.name, None, str(folder)))
         elif entry.name.lower().endswith(_PICTURES) and folder.name != "test":  # a test set may have no labels
-            raise UsageError(f"{entry.path} lies in no class folder; accepted is SPLIT/CLASS/FILE. Move it into one.")
+            raise UsageError(
+                f"{entry.path} lies in no class folder; accepted is SPLIT/CLASS/FILE. Move it into one, or, if "
+                f"{folder.name} is a class, give the folder above {folder.parent}."
+            )
 
 
-def _of_file(entry, name):
+def _of_file(entry, name, label):
     there = entry.stat()
-    return Original(name, -1, entry.path, 0, there.st_size, there.st_mtime_ns)
-
-
-def _synset_of(name, place):
-    if (synset := synset_of(name)) is None:
-        raise UsageError(
-            f"{place} holds {name}; accepted are ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG. "
-            "Move it away."
-        )
-    imagenet.check_synset(name, synset, place)
-    return synset
+    return Original(name, label, entry.path, 0, there.st_size, there.st_mtime_ns)
 
 
 # ImageNet's tars
@@ -189,49 +217,49 @@ def _tars(folder: Path, dataset: str, kept: Path) -> Originals:
             f"{imagenet.TARS[1]} (6.3 GB) from {imagenet.WHERE}, and put both there."
         )
     key = ["tars", *map(_stamp, paths)]
-    if splits := _kept(kept, key):
+    if splits := _load_list(kept, key):
         return Originals("tar", synsets(), splits, key)
-    label = {synset: index for index, synset in enumerate(synsets())}
     splits = {}
     for split, path, members in zip(("train", "validation"), paths, (_train_members, _val_members), strict=True):
         try:
-            with (
-                tarfile.open(path, "r:") as tar,
-                tqdm(desc=f"Listing {path.name}", unit=" files", mininterval=1) as bar,
-            ):
-                found = []
-                for synset, name, start, size in members(tar, str(path)):
-                    found.append(Original(name, label[synset], str(path), start, size))
-                    bar.update()
+            with tarfile.open(path, "r:") as tar:
+                pictures = tqdm(members(tar, str(path)), f"Listing {path.name}", unit=" files", mininterval=1)
+                splits[split] = list(pictures)
         except (tarfile.TarError, EOFError) as error:
             raise UsageError(
                 f"{path} is no whole tar ({error}). Fetch it again and compare its checksum with the one given there."
             ) from error
-        splits[split] = found
-    _keep(kept, key, splits)
+    _save_list(kept, key, splits)
     return Originals("tar", synsets(), splits, key)
 
 
-def _train_members(tar, path) -> Iterator[tuple[str, str, int, int]]:
-    for outer in filter(tarfile.TarInfo.isreg, tar):
+def _files_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    yield from filter(tarfile.TarInfo.isreg, tar)
+    tar.fileobj.seek(tar.offset)  # where tarfile found the end, or took a damaged header for it
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it ends early, or a header is damaged")
+
+
+def _train_members(tar, path) -> Iterator[Original]:
+    for outer in _files_of(tar):
         synset, _, ending = Path(outer.name).name.partition(".")
         if ending != "tar":
             raise UsageError(f"{path} holds {outer.name}; accepted are tars of classes, n01440764.tar. Fetch it again.")
         with tarfile.open(fileobj=tar.extractfile(outer), mode="r:") as inner:
-            for member in filter(tarfile.TarInfo.isreg, inner):
+            for member in _files_of(inner):
                 name = Path(member.name).name
-                imagenet.check_synset(name, synset, path)
+                label = imagenet.label_of(name, synset, path)
                 if synset_of(name) is None:
                     raise UsageError(
                         f"{path}: {outer.name} holds {name}; accepted are {synset}_NUMBER.JPEG. Fetch it again."
                     )
-                yield synset, name, outer.offset_data + member.offset_data, member.size
+                yield Original(name, label, path, outer.offset_data + member.offset_data, member.size)
 
 
-def _val_members(tar, path) -> Iterator[tuple[str, str, int, int]]:
-    for member in filter(tarfile.TarInfo.isreg, tar):
+def _val_members(tar, path) -> Iterator[Original]:
+    for member in _files_of(tar):
         name = Path(member.name).name
-        yield _synset_of(name, path), name, member.offset_data, member.size
+        yield Original(name, imagenet.label_of(name, None, path), path, member.offset_data, member.size)
 
 
 # TFDS
@@ -246,19 +274,21 @@ def _records(name: str, dataset: str, data_dir: str, kept: Path) -> Originals:
         if dataset != imagenet.NAME or split in imagenet.SPLITS.values()
     }
     key = ["tfds", *(_stamp(Path(path)) for paths in files.values() for path in paths)]
-    if splits := _kept(kept, key):
+    if splits := _load_list(kept, key):
         return Originals(kind, classes, splits, key)
     splits = {}
     for split, paths in files.items():
         total = builder.info.splits[split].num_examples
         examples = list(tqdm(_examples(kind, paths), f"Listing {split}", total, unit=" records", mininterval=1))
+        if len(examples) != total:
+            raise UsageError(f"tfds:{name} has {len(examples):,} of {total:,} records for {split}. Make it again.")
         if any(example.label < 0 for example in examples):
             print(f"Left out: split {split} of {name}, which has no labels.")
             continue
         if len({example.name for example in examples}) < len(examples):  # no names, or those of several folders
             examples = [example._replace(name=f"{index:08d}") for index, example in enumerate(examples)]
         splits[split] = examples
-    _keep(kept, key, splits)
+    _save_list(kept, key, splits)
     return Originals(kind, classes, splits, key)
 
 
@@ -268,9 +298,9 @@ def _builder(name, data_dir):
         if (folder / "dataset_info.json").is_file():
             return tfds.builder_from_directory(folder)
         builder = tfds.builder(name, data_dir=data_dir or None)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
         raise UsageError(
-            f"tfds:{name}: TFDS knows no such dataset. Accepted are the names of "
+            f"tfds:{name}: TFDS knows no such dataset, or not that version of it. Accepted are the names of "
             "https://www.tensorflow.org/datasets/catalog, and a folder with dataset_info.json; correct it."
         ) from error
     if not builder.is_prepared():
@@ -300,26 +330,26 @@ def _check_builder(name, builder, dataset):
 
 def _examples(kind, paths) -> Iterator[Original]:
     for path in paths:
-        for start, size, record in _each_record(kind, path):
-            features = _features(record)
-            key = next((key for key in ("file_name", "image/filename") if key in features), None)
-            name = features[key].bytes_list.value[0].decode(errors="replace") if key else ""
-            yield Original(name, features["label"].int64_list.value[0], path, start, size)
+        try:
+            for start, size, record in _each_record(kind, path):
+                features = _features(record)
+                key = next((key for key in ("file_name", "image/filename") if key in features), None)
+                name = features[key].bytes_list.value[0].decode(errors="replace") if key else ""
+                yield Original(name, features["label"].int64_list.value[0], path, start, size)
+        except (RuntimeError, ValueError, IndexError, tf.errors.OpError) as error:
+            raise UsageError(f"{path} is damaged ({error}). Make or fetch it again.") from error
 
 
 def _each_record(kind, path) -> Iterator[tuple[int, int, bytes]]:
-    try:
-        if kind == "array_record":
-            reader = _array_record(path)
-            for index in range(reader.num_records()):
-                yield index, 0, reader.read([index])[0]
-            return
-        start = 12  # before each record stand its length (8 bytes) and that one's checksum (4), after it its own (4)
-        for record in tf.data.TFRecordDataset(path).as_numpy_iterator():  # which compares the checksums
-            yield start, len(record), record
-            start += len(record) + 16
-    except (RuntimeError, tf.errors.OpError) as error:
-        raise UsageError(f"{path} is damaged ({error}). Make or fetch it again.") from error
+    if kind == "array_record":
+        reader = _array_record(path)
+        for index in range(reader.num_records()):
+            yield index, 0, reader.read([index])[0]
+        return
+    start = 12  # before each record stand its length (8 bytes) and that one's checksum (4), after it its own (4)
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():  # which compares the checksums
+        yield start, len(record), record
+        start += len(record) + 16
 
 
 # Lists that are kept
@@ -333,24 +363,21 @@ def _stamp(path):
     return [str(path.resolve()), there.st_size, there.st_mtime_ns]
 
 
-def _kept(path: Path, key: list) -> dict[str, list[Original]] | None:
+def _load_list(path: Path, key: list) -> dict[str, list[Original]] | None:
     try:
         kept = json.loads(path.read_text())
-        same = kept["key"] == key
+        if kept["key"] != key:
+            return None
     except (OSError, ValueError, KeyError):
         return None
     files = kept["files"]
-    return (
-        {
-            split: [Original(name, label, files[file], *place) for name, label, file, *place in rows]
-            for split, rows in kept["splits"].items()
-        }
-        if same
-        else None
-    )
+    return {
+        split: [Original(name, label, files[file], *place) for name, label, file, *place in rows]
+        for split, rows in kept["splits"].items()
+    }
 
 
-def _keep(path: Path, key: list, splits: dict[str, list[Original]]) -> None:
+def _save_list(path: Path, key: list, splits: dict[str, list[Original]]) -> None:
     files = {example.file: None for examples in splits.values() for example in examples}
     number = {file: index for index, file in enumerate(files)}
     rows = {

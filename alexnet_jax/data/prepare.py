@@ -10,6 +10,7 @@ command.txt the command that goes on
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import io
@@ -18,6 +19,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import threading
@@ -37,16 +39,18 @@ from tqdm import tqdm
 from alexnet_jax import data
 from alexnet_jax.config import UsageError
 from alexnet_jax.data import imagenet
-from alexnet_jax.data.originals import Original, Originals, list_originals, read
+from alexnet_jax.data.originals import Original, Originals, absolute, list_originals, read
 from alexnet_jax.data.pictures import ACCEPTED, PictureError, decode_square
 from alexnet_jax.data.statistics import Statistics, Sums
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import sync, write_whole
 
 ENCODINGS = ("jpeg", "raw")
 JPEG_QUALITY = 95
 # ImageNet's 1,281,167 make 256 shards: far fewer files than a process may hold open.
 _JPEGS_A_SHARD = 5000
 _RAW_BYTES_A_SHARD = 200e6
+_JPEG_TO_RAW = 0.16  # 100 photographs of ImageNet at 256 pixels: 28.6 kB each, a seventh of 197 kB
+_BYTES_A_WORKER = 0.7e9
 # Pictures do not compress, and one is read at a time.
 _OPTIONS = "group_size:1,uncompressed"
 _SAME_COMMAND = "The same command goes on from there."
@@ -76,12 +80,12 @@ class Shard:
 
     split: str
     number: int
-    count: int  # shards of the split
+    shards: int  # of the split
     examples: list[Original]
     digest: str  # of all that decides its bytes
 
     def path(self, work: Work) -> Path:
-        name = f"{work.name}-{self.split}.array_record-{self.number:05d}-of-{self.count:05d}"
+        name = f"{work.name}-{self.split}.array_record-{self.number:05d}-of-{self.shards:05d}"
         return work.records / name
 
     def note(self, work: Work) -> Path:
@@ -100,7 +104,8 @@ def prepare(
 ) -> Path:
     """Makes a dataset of square pictures, if it is not there already; goes on where an earlier call was stopped.
 
-    The bytes of its files depend on the pictures, their names and labels, image_size and encoding only.
+    The bytes of its files depend on the pictures, their names and labels, image_size and encoding only. Workers
+    import the script that calls this, which therefore needs `if __name__ == "__main__":`, unless workers is 1.
 
     Args:
       source: "tfds:NAME", "tars:FOLDER" or "folder:FOLDER"; see originals.list_originals.
@@ -109,36 +114,49 @@ def prepare(
       dataset: the name that config.dataset will give: "imagenet2012", or for other pictures any other.
       encoding: "jpeg" of quality 95, or "raw": the pixels, larger and quicker to read.
       broken: of pictures that do not decode: "fatal" or "skip".
-      workers: processes; 1 is this one alone, None as many as there are cores.
+      workers: processes; 1 is this one alone, None as many as there are cores, and memory for.
 
     Returns:
       The folder of the records. It has its name only when it is whole.
 
     Raises:
-      UsageError: for originals that are missing or broken, a disk that is full, another call at work on the same.
+      UsageError: for originals that are missing or broken, a disk that is full, another call at work on the same,
+        or one stopped there that had another source or encoding.
 
     Source: paper, section 2.
     """
     _check_options(dataset, encoding, broken, image_size)
+    data_dir = data_dir and str(Path(data_dir).expanduser().absolute())
     final = folder_of(dataset, data_dir, image_size)
     incomplete = final.with_name(final.name + ".incomplete")
     try:
+        source = absolute(source)
         if not _is_there(final, encoding):
             with _alone(incomplete):
                 if not _is_there(final, encoding):  # another may have ended just now
-                    write_whole(incomplete / "command.txt", _command(source, data_dir, image_size, dataset, encoding))
+                    _begin(incomplete, _command(source, data_dir, image_size, dataset, encoding, broken))
                     originals = list_originals(source, dataset, data_dir, incomplete / "list.json")
-                    as_tfds = dataset == imagenet.NAME and originals.kind in ("picture", "tar")
-                    about = (image_size, encoding, broken == "skip", originals.kind, as_tfds)
-                    _prepare(Work(incomplete, f"{dataset}_square", *about), originals, workers or _cores(), final)
+                    work = Work(
+                        folder=incomplete,
+                        name=f"{dataset}_square",
+                        image_size=image_size,
+                        encoding=encoding,
+                        skip=broken == "skip",
+                        kind=originals.kind,
+                        as_tfds=dataset == imagenet.NAME and originals.kind in ("picture", "tar"),
+                    )
+                    _prepare(work, originals, workers or _default_workers(), final)
         shutil.rmtree(incomplete, ignore_errors=True)
     except OSError as error:
         raise UsageError(f"{error.filename or final}: {error.strerror or error}. Mend that. {_SAME_COMMAND}") from error
     return final
 
 
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def _default_workers():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    meminfo = Path("/proc/meminfo")  # where memory that only caches files is available; to os.sysconf it is not
+    found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text() if meminfo.is_file() else "")
+    return max(1, min(cores, int(int(found[1]) * 1024 / _BYTES_A_WORKER))) if found else cores
 
 
 def folder_of(dataset: str, data_dir: str, image_size: int) -> Path:
@@ -169,7 +187,7 @@ def read_statistics(builder: tfds.core.DatasetBuilder) -> Statistics | None:
 
 def how_to_prepare_imagenet(data_dir: str, image_size: int) -> str:
     """What to get, and the command for it, in words."""
-    command = _command("tars:FOLDER", data_dir, image_size, imagenet.NAME, "jpeg")
+    command = _command("tars:FOLDER", data_dir, image_size, imagenet.NAME, "jpeg", "fatal")
     return (
         f"Get {imagenet.TARS[0]} (138 GB) and {imagenet.TARS[1]} (6.3 GB) from {imagenet.WHERE}, put both into one "
         f"FOLDER, and run once\n  {command}\nUnpacked tars (--source=folder:FOLDER) and what TFDS made of them "
@@ -177,12 +195,12 @@ def how_to_prepare_imagenet(data_dir: str, image_size: int) -> str:
     )
 
 
-def _command(source, data_dir, image_size, dataset, encoding):
+def _command(source, data_dir, image_size, dataset, encoding, broken):
+    usual = {"data_dir": "", "dataset": imagenet.NAME, "encoding": "jpeg", "broken": "fatal"}
     options = {"source": source, "data_dir": data_dir, "image_size": image_size, "dataset": dataset}
-    options |= {"encoding": encoding}
-    usual = {"data_dir": "", "dataset": imagenet.NAME, "encoding": "jpeg"}
+    options |= {"encoding": encoding, "broken": broken}
     given = [f"--{name}={value}" for name, value in options.items() if usual.get(name) != value]
-    return " ".join(["python -m alexnet_jax prepare", *given])
+    return shlex.join(["python", "-m", "alexnet_jax", "prepare", *given])
 
 
 def _check_options(dataset, encoding, broken, image_size):
@@ -199,6 +217,8 @@ def _check_options(dataset, encoding, broken, image_size):
 
 def _is_there(final, encoding):
     if not (final / "dataset_info.json").is_file():
+        if final.exists() and any(final.iterdir()):
+            raise UsageError(f"{final} is there without dataset_info.json. Remove it, or give another --data_dir.")
         return False
     image = tfds.builder_from_directory(final).info.features["image"]
     stored = "jpeg" if isinstance(image, tfds.features.Image) else "raw"
@@ -207,7 +227,7 @@ def _is_there(final, encoding):
             f"{final} is there with --encoding={stored}, and this is --encoding={encoding}. Remove that folder, or "
             "give another --data_dir."
         )
-    print(f"Already prepared: {final}")
+    print(f"Already prepared: {final}; to make it anew, remove that folder.")
     return True
 
 
@@ -219,7 +239,21 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"Another prepare is at work in {folder}. Wait for its end, or stop it.") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            print(f"WARNING: {folder} cannot be locked ({error.strerror}). Start no second prepare on it.")
         yield
+
+
+def _begin(folder, command):
+    """Notes the command, unless what is done already is of another one."""
+    path = folder / "command.txt"
+    begun = path.read_text() if path.is_file() else command
+    one, other = (text.replace(" --broken=skip", "") for text in (begun, command))
+    if one != other and any((folder / "notes").glob("*.npz")):
+        raise UsageError(f"{folder} was begun with\n  {begun}\nGo on with that, or remove {folder}.")
+    write_whole(path, command)
 
 
 def _prepare(work: Work, originals: Originals, workers: int, final: Path) -> None:
@@ -230,7 +264,7 @@ def _prepare(work: Work, originals: Originals, workers: int, final: Path) -> Non
     (work.folder / "notes").mkdir(exist_ok=True)
     shards = plan(work, originals)
     todo = [shard for shard in shards if _note(work, shard) is None]
-    _clean(work, {shard.path(work).name for shard in shards} - {shard.path(work).name for shard in todo})
+    _clean(work, [shard for shard in shards if shard not in todo])
     _check_space(work, todo)
     total = sum(len(shard.examples) for shard in shards)
     done = total - sum(len(shard.examples) for shard in todo)
@@ -238,7 +272,7 @@ def _prepare(work: Work, originals: Originals, workers: int, final: Path) -> Non
         found = _make_here(work, todo, bar) if workers == 1 else _make_by_many(work, todo, workers, bar)
     if found and not work.skip:
         path = work.folder / "broken.txt"
-        write_whole(path, "".join(f"{line}\n" for line in sorted(found)))
+        _write_lines(path, found)
         first = "\n  ".join(sorted(found)[:20])
         raise UsageError(
             f"Pictures that do not decode: {len(found):,}{', such as' if len(found) > 20 else ''}\n  {first}\n"
@@ -246,6 +280,10 @@ def _prepare(work: Work, originals: Originals, workers: int, final: Path) -> Non
             f"--broken=skip. {_SAME_COMMAND}"
         )
     _finish(work, originals, shards, final)
+
+
+def _write_lines(path, lines):
+    write_whole(path, "".join(f"{line}\n" for line in sorted(lines)))
 
 
 def plan(work: Work, originals: Originals) -> list[Shard]:
@@ -273,16 +311,19 @@ def number_of_shards(pictures: int, work: Work) -> int:
     return 2 ** max(0, round(np.log2(max(shards, 1))))
 
 
-def _clean(work, whole):
-    """Removes what a stopped command left behind."""
-    for path in work.records.iterdir():
-        if path.name not in whole:
-            path.unlink()
+def _clean(work, done):
+    """Removes what a stopped command left behind, and what is of no more use."""
+    stays = {path for shard in done for path in (shard.path(work), shard.note(work))}
+    goes = {*work.records.iterdir(), *(work.folder / "notes").iterdir()} - stays
+    if stale := sum(path.suffix == ".npz" for path in goes):
+        print(f"Shards to be made anew, as their pictures changed or do not decode: {stale:,}")
+    for path in goes:
+        path.unlink()
 
 
 def _check_space(work, todo):
     pixels = work.image_size**2 * 3
-    needed = sum(len(s.examples) for s in todo) * pixels * (1 if work.encoding == "raw" else 0.25)
+    needed = sum(len(s.examples) for s in todo) * pixels * (1 if work.encoding == "raw" else _JPEG_TO_RAW)
     needed += sum(s.split == "train" for s in todo) * pixels * 4  # notes
     free = shutil.disk_usage(work.folder).free
     if needed > free:
@@ -302,7 +343,7 @@ def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     sums, broken, count, size = Sums(work.image_size), [], 0, 0
     try:
-        with _told(path):
+        with _writing(path):
             writer = ArrayRecordWriter(str(partial), _OPTIONS)
         try:
             for example in shard.examples:
@@ -314,19 +355,18 @@ def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
                     broken.append(f"{shard.split}/{example.name}: {error}")
                     continue
                 record = _record(stored, example)
-                with _told(path):
+                with _writing(path):
                     writer.write(record)
                 count, size = count + 1, size + len(record)
                 if shard.split == "train":
                     sums.add(square[None])
         finally:
-            with _told(path):
+            with _writing(path):
                 writer.close()
         if broken and not work.skip:
             return broken
-        with _told(path):
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
+        with _writing(path):
+            sync(partial)
             partial.rename(path)
             arrays = {"image": sums.image.astype(np.int32), "square": sums.square} if shard.split == "train" else {}
             about = {"digest": shard.digest, "count": count, "size": size, "broken": broken}
@@ -360,7 +400,7 @@ def _record(stored, example):
 
 
 @contextlib.contextmanager
-def _told(path):
+def _writing(path):
     try:
         yield
     except (OSError, RuntimeError) as error:  # RuntimeError: array_record's
@@ -369,14 +409,17 @@ def _told(path):
 
 
 def _note(work, shard):
-    """What make_shard noted of a shard, if it is the one that is wanted; otherwise None."""
+    """What make_shard noted of a shard, if it is whole and of the one that is wanted; otherwise None."""
     try:
         with np.load(shard.note(work)) as arrays:
-            about = json.loads(str(arrays["about"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            note = dict(arrays)
+            note |= json.loads(str(note["about"]))
+            if shard.split == "train" and not note.keys() >= {"image", "square"}:
+                return None
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
-    right = about["digest"] == shard.digest and (work.skip or not about["broken"])
-    return about if right and shard.path(work).is_file() else None
+    right = note["digest"] == shard.digest and (work.skip or not note["broken"])
+    return note if right and shard.path(work).is_file() else None
 
 
 # All shards
@@ -390,23 +433,28 @@ def _make_by_many(work, shards, workers, bar):
     context = multiprocessing.get_context("spawn")
     # A slot for each shard, without a lock, which a worker that is killed could hold for ever.
     progress, stop = context.RawArray("q", max(len(shards), 1)), context.RawValue("b", 0)
-    already, found, waiting = bar.n, [], set()
+    already, found, running = bar.n, [], {}  # running: future -> number of its shard
     todo = iter(enumerate(shards))
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(work, progress, stop))
     try:
         while True:
-            with _interrupts_later():
-                more = itertools.islice(todo, 2 * workers - len(waiting))
-                waiting |= {pool.submit(_make_in_worker, index, shard) for index, shard in more}
-            if not waiting:
+            with _children_without_interrupts():
+                for index, shard in itertools.islice(todo, 2 * workers - len(running)):
+                    running[pool.submit(_make_in_worker, index, shard)] = index
+            if not running:
                 return found
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             bar.update(already + sum(progress) - bar.n)
             for future in done:
                 found += future.result()
+                del running[future]
     except BrokenProcessPool as error:
+        at = ((shards[index], progress[index]) for index in running.values())
+        names = ", ".join(f"{shard.split}/{shard.examples[count - 1].name}" for shard, count in at if count)
         raise UsageError(
-            f"A worker was killed, probably for lack of memory. Give fewer than --workers={workers}. {_SAME_COMMAND}"
+            f"A worker died. If memory was short, give fewer than --workers={workers}. A script that calls this needs "
+            f'`if __name__ == "__main__":`. A picture may crash its decoder; at work were: {names or "none yet"}. '
+            f"{_SAME_COMMAND}"
         ) from error
     finally:
         stop.value = 1
@@ -414,8 +462,8 @@ def _make_by_many(work, shards, workers, bar):
 
 
 @contextlib.contextmanager
-def _interrupts_later():
-    """Holds Ctrl-C back; processes that are started meanwhile never get it."""
+def _children_without_interrupts():
+    """Blocks Ctrl-C in this thread: processes that it starts meanwhile inherit that, and never get one."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -452,19 +500,17 @@ def _make_in_worker(index, shard):
 
 
 def _finish(work, originals, shards, final):
-    notes = [_note(work, shard) for shard in shards]
     sums, broken, splits = Sums(work.image_size), [], {}
-    for shard, about in zip(shards, notes, strict=True):
-        _check_shard(work, shard, about)
-        splits.setdefault(shard.split, []).append(about)
-        broken += about["broken"]
+    for shard in shards:
+        note = _checked_note(work, shard)
+        splits.setdefault(shard.split, []).append((note["count"], note["size"]))
+        broken += note["broken"]
         if shard.split == "train":
-            with np.load(shard.note(work)) as arrays:
-                sums.pictures += about["count"]
-                sums.image += arrays["image"]
-                sums.square += arrays["square"]
+            sums.pictures += note["count"]
+            sums.image += note["image"]
+            sums.square += note["square"]
     for split, of_split in splits.items():
-        if not any(about["count"] for about in of_split):
+        if not any(count for count, _ in of_split):
             raise UsageError(f"Split {split} has no picture that decodes; accepted are {ACCEPTED}. Repair some.")
     features = tfds.features.FeaturesDict(
         {
@@ -476,8 +522,8 @@ def _finish(work, originals, shards, final):
     infos = [
         tfds.core.SplitInfo(
             name=split,
-            shard_lengths=[about["count"] for about in of_split],
-            num_bytes=sum(about["size"] for about in of_split),
+            shard_lengths=[count for count, _ in of_split],
+            num_bytes=sum(size for _, size in of_split),
         )
         for split, of_split in splits.items()
     ]
@@ -493,9 +539,12 @@ def _finish(work, originals, shards, final):
     if sums.pictures:
         sums.statistics().save(work.records / _STATISTICS)
     if broken:
-        write_whole(work.records / "broken.txt", "".join(f"{line}\n" for line in sorted(broken)))
+        _write_lines(work.records / "broken.txt", broken)
         print(f"Left out as they do not decode: {len(broken):,}, listed in {final / 'broken.txt'}")
+    for path in (*work.records.iterdir(), work.records):
+        sync(path)
     work.records.rename(final)
+    sync(final.parent)
 
 
 def _image_feature(work):
@@ -505,12 +554,16 @@ def _image_feature(work):
     return tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)
 
 
-def _check_shard(work, shard, about):
+def _checked_note(work, shard):
+    """The note of a shard, which is opened as well."""
     path = shard.path(work)
+    if (note := _note(work, shard)) is None:
+        raise UsageError(f"{path} or {shard.note(work)} changed meanwhile. Check the disk. {_SAME_COMMAND}")
     try:
         records = ArrayRecordReader(str(path)).num_records()
     except (RuntimeError, OSError, ValueError) as error:
         records = error
-    if records != about["count"]:
+    if records != note["count"]:
         shard.note(work).unlink()
-        raise UsageError(f"{path} has {records} instead of {about['count']} records. Check the disk. {_SAME_COMMAND}")
+        raise UsageError(f"{path} has {records} instead of {note['count']} records. Check the disk. {_SAME_COMMAND}")
+    return note

@@ -61,12 +61,6 @@ class Sums:
             pixels = image.reshape(-1, 3).astype(np.float64)
             self.square += (pixels.T @ pixels).astype(np.int64)  # exact: integers below 2^53
 
-    def merge(self, other: "Sums") -> None:
-        """Adds the pictures of other sums."""
-        self.pictures += other.pictures
-        self.image += other.image
-        self.square += other.square
-
     def statistics(self) -> Statistics:
         """The mean image and the colour PCA of all pictures added, in float64."""
         count = self.pictures * self.image.shape[0] ** 2
