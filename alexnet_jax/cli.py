@@ -48,7 +48,7 @@ def _parser():
     prepare.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
     prepare.add_argument("--dataset", default="imagenet2012", help="the name that config.dataset will give")
     prepare.add_argument("--image_size", type=_positive, default=256, help="side of the pictures in pixels")
-    prepare.add_argument("--workers", type=_positive, help="processes; default: one a core")
+    prepare.add_argument("--workers", type=_positive, help="processes; default: one a core, if there is memory")
     prepare.add_argument(
         "--encoding", choices=("jpeg", "raw"), default="jpeg", help="raw: pixels, larger and quicker to read"
     )

@@ -105,7 +105,7 @@ class Journal:
         self._pending = collections.deque()
         self._progress, self._writer, self._every_steps, self._batch_size = progress, writer, every_steps, batch_size
         self._losses, self._since = [], time.monotonic()
-        self._waited = 0.0  # seconds
+        self.waited = 0.0  # seconds since the last line of metrics
         self._watch, self._ready_at = ThreadPoolExecutor(1), None
 
     def take(self, batches: Iterator) -> Iterator:
@@ -117,7 +117,7 @@ class Journal:
             except StopIteration:
                 return
             if self._ready_at is not None and self._ready_at.done():  # else the device is still at work
-                self._waited += time.monotonic() - max(asked, self._ready_at.result())
+                self.waited += time.monotonic() - max(asked, self._ready_at.result())
             yield batch
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -144,7 +144,7 @@ class Journal:
             )
         self._losses.append(float(metrics["loss"]))
         seconds = time.monotonic() - self._since
-        waiting = 100 * self._waited / seconds
+        waiting = 100 * self.waited / seconds
         self._progress.update(step, float(metrics["loss"]), waiting)
         if step % self._every_steps == 0:
             scalars = {
@@ -156,7 +156,7 @@ class Journal:
                 "waiting_percent": waiting,
             }
             self._writer.write_scalars(step, scalars)
-            self._losses, self._since, self._waited = [], time.monotonic(), 0.0
+            self._losses, self._since, self.waited = [], time.monotonic(), 0.0
 
 
 def _time_when_ready(array):

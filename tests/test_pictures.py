@@ -128,6 +128,16 @@ def test_a_picture_of_one_colour_keeps_it(exact):
 
 
 @BOTH
+@pytest.mark.parametrize("size", [24, 16])
+def test_bytes_between_the_parts_of_a_jpeg_do_no_harm(size, exact):
+    clean = jpeg(photo(24, 24))
+    at = clean.index(b"\xff\xda")
+    out = np.zeros((size, size, 3), np.uint8)
+    decode_square(clean[:at] + b"\1\2" + clean[at:], size, out, exact=exact)
+    np.testing.assert_array_equal(out, decode_square(clean, size, exact=exact))
+
+
+@BOTH
 @pytest.mark.parametrize("size", [20, 9])
 @pytest.mark.parametrize("encode_", [png, jpeg])
 def test_a_grey_picture_gets_three_equal_channels(encode_, size, exact):

@@ -234,6 +234,15 @@ class TinyNumbers(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": np.zeros((2, 2, 3), np.uint8), "label": 4 + i}
 
 
+class TinyPixels(TinyNumbers):
+    """Pictures that are not encoded, of a size of their own."""
+
+    def _info(self):
+        pixels = tfds.features.Tensor(shape=(2, 2, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)
+        features = {"image": pixels, "label": np.int64}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+
 class TinyTexts(tfds.core.GeneratorBasedBuilder):
     """No pictures at all."""
 
@@ -279,6 +288,14 @@ def test_a_dataset_whose_labels_are_plain_numbers_does_not_say_its_classes(tmp_p
     assert (data.num_classes, data.class_names) == (None, None)
     assert sorted(data.train.read([0, 1])[1].tolist()) == [4, 5]
     assert data.train.describe(1) == "record 1 of tiny_numbers, split train"
+
+
+def test_pixels_are_read_at_their_own_size_only(tmp_path):
+    size = {"train_split": "train", "eval_split": ""}
+    data = sources.open_dataset("tiny_pixels", str(tmp_path), image_size=2, **size)
+    assert [picture.shape for picture in data.train.read([0, 1])[0]] == [(2, 2, 3)] * 2
+    with pytest.raises(UsageError, match=r"stores uint8 pixels of shape \(2, 2, 3\); accepted are"):
+        sources.open_dataset("tiny_pixels", str(tmp_path), image_size=3, **size)
 
 
 def test_a_dataset_without_pictures_is_refused(tmp_path):

@@ -122,25 +122,34 @@ def _read(source: Source, examples, start: int, stop: int, image_size: int):
 
 def _decode(source: Source, indices: np.ndarray, images: np.ndarray, pool: ThreadPoolExecutor):
     """Fills images (N, S, S, 3) uint8 with N examples, decoded in parallel; returns them and labels (N,) int32."""
-    labels = np.empty(len(indices), np.int32)
+    size, labels = images.shape[1], np.empty(len(indices), np.int32)
+    firsts = iter(range(0, len(indices), _PART))  # which the threads share
+    failures = {}
 
-    def fill(part):
-        pictures, labels[part] = source.read(indices[part])
-        for index, picture, image in zip(indices[part], pictures, images[part], strict=True):
+    def fill():
+        for first in firsts:
+            part = slice(first, first + _PART)
             try:
-                if isinstance(picture, np.ndarray):
-                    image[:] = picture
-                else:
-                    decode_square(picture, len(image), image)
+                pictures, labels[part] = source.read(indices[part])
+                for k, picture in enumerate(pictures, first):
+                    if isinstance(picture, np.ndarray):
+                        images[k] = picture
+                    else:
+                        decode_square(picture, size, images[k])
             except PictureError as error:
-                raise UsageError(
-                    f"{source.describe(index)} does not decode as a picture ({error}). Accepted are {ACCEPTED}. "
+                failures[first] = UsageError(
+                    f"{source.describe(indices[k])} does not decode as a picture ({error}). Accepted are {ACCEPTED}. "
                     "Repair or remove it, then start again."
-                ) from error
+                )
+                return
+            except Exception as error:
+                failures[first] = error
+                return
 
-    parts = [slice(first, first + _PART) for first in range(0, len(indices), _PART)]
-    for done in [pool.submit(fill, part) for part in parts]:
+    for done in [pool.submit(fill) for _ in range(_cores())]:
         done.result()
+    if failures:  # all before the first of them were taken, and so are done
+        raise failures[min(failures)]
     return images, labels
 
 

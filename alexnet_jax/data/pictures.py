@@ -47,11 +47,10 @@ def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, e
     height, width, plain = _header(encoded)
     if not 0 < height * width <= MAX_PIXELS:
         raise PictureError(f"its header claims {width} x {height} pixels")
-    if plain:
-        reduces = min(height, width) > size and not exact
-        image = _decode_plain(encoded, size if reduces else 0, out if height == width == size else None)  # (H, W, 3)
-    else:
-        image = _decode_other(encoded)  # (H, W, 3)
+    if plain and height == width == size:  # as prepared data is: nothing is left to do
+        return _decode_plain(encoded, buffer=out)
+    reduces = not exact and min(height, width) > size
+    image = _decode_plain(encoded, size if reduces else 0) if plain else _decode_other(encoded)  # (H, W, 3)
     if exact and min(image.shape[:2]) != size:
         out[:] = _through_a_triangle(image, size)
     else:
@@ -92,14 +91,19 @@ def _jpeg_header(encoded):
 
 def _decode_plain(encoded, at_least=0, buffer=None):
     """A JPEG, reduced by 2, 8/3, 4 or 8 as long as no side falls below `at_least`, unless that is 0."""
-    # Colours need no smoothing where pixels are joined afterwards.
-    reduced = {"min_height": at_least, "min_width": at_least, "min_factor": 2, "fastupsample": True}
+    reduced = {}
+    if at_least:  # colours need no smoothing where pixels are joined afterwards
+        reduced = {"min_height": at_least, "min_width": at_least, "min_factor": 2, "fastupsample": True}
     try:
-        return simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer, **(reduced if at_least else {}))
+        return simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer, **reduced)
     except ValueError as error:
-        if "extraneous bytes" in str(error):  # they do no harm (many of TFDS's cats_vs_dogs have them)
-            return _decode_other(encoded)
-        raise PictureError(str(error)) from error
+        if "extraneous bytes" not in str(error):  # they do no harm (many of TFDS's cats_vs_dogs have them)
+            raise PictureError(str(error)) from error
+    image = _decode_other(encoded)
+    if buffer is None:
+        return image
+    buffer[:] = image
+    return buffer
 
 
 def _decode_other(encoded):
@@ -129,8 +133,7 @@ def _through_linear(image, out):
     top, left = (height - shorter) // 2, (width - shorter) // 2
     image = image[top : top + shorter, left : left + shorter]
     if shorter == size:
-        if not np.may_share_memory(image, out):
-            out[:] = image
+        out[:] = image
         return
     if (whole := shorter // size) > 1:
         image = cv2.resize(image, (shorter // whole,) * 2, interpolation=cv2.INTER_AREA)

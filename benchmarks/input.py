@@ -1,0 +1,309 @@
+"""How fast pictures come in: this project's loader beside pure JPEG decoders and what else a user would pick.
+
+    python benchmarks/input.py --pictures=DIR                    # with CLASS/*.jpg in it, at their original sizes
+    pip install torch torchvision grain                          # optional: with the other loaders as well
+
+Prepares the pictures at 256 x 256 (as JPEG and raw) and then reads, in turn and several rounds long: originals and
+prepared ones by each contestant. All loaders give batches of uint8 squares in a shuffled order; the decoders get JPEGs
+that lie in memory, a thread a core, and nobody takes what they decode. Prints medians of pictures/s, the median of the
+rounds' ratios to the decoder that the loader uses, and the memory that a contestant adds (its processes' shares of
+memory, PSS, at their highest, less what the process had before).
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+with contextlib.suppress(ImportError):  # before TensorFlow: the other way round Triton crashes
+    import torchvision.io
+
+import cv2
+import numpy as np
+import simplejpeg
+import tensorflow as tf
+
+from alexnet_jax.data import batches, prepare, sources
+
+SIZE, BATCH = 256, 128
+CORES = len(os.sched_getaffinity(0))
+
+
+def timed(run):
+    """A contestant: reads so many epochs, and returns how many pictures these were and the seconds they took."""
+
+    def run_and_time(epochs):
+        began = time.perf_counter()
+        pictures = run(epochs)
+        return pictures, time.perf_counter() - began
+
+    return run_and_time
+
+
+def by_simplejpeg(encoded):
+    """What the loader uses."""
+    simplejpeg.decode_jpeg(encoded, "RGB")
+
+
+def by_tensorflow(encoded):
+    """What TFDS's pipelines use, at its defaults."""
+    tf.io.decode_jpeg(encoded, channels=3)
+
+
+def by_opencv(encoded):
+    """OpenCV's own."""
+    cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+def decoder(source, decode):
+    """The limit: nothing but decoding."""
+    encoded, _ = source.read(np.arange(len(source)))
+
+    def run(epochs):
+        order = iter(range(epochs * len(encoded)))  # which the threads share
+
+        def work():
+            for i in order:
+                decode(encoded[i % len(encoded)])
+
+        with ThreadPoolExecutor(CORES) as pool:
+            for done in [pool.submit(work) for _ in range(CORES)]:
+                done.result()
+        return epochs * len(encoded)
+
+    return timed(run)
+
+
+def decoders(source):
+    """All pure decoders; that of the loader first."""
+    return {
+        "decoder: simplejpeg": decoder(source, by_simplejpeg),
+        "decoder: TensorFlow": decoder(source, by_tensorflow),
+        "decoder: OpenCV": decoder(source, by_opencv),
+    }
+
+
+def ours(source):
+    """The loader of main.py, from its start to its last batch."""
+    seeds = itertools.count()
+
+    def run(epochs):
+        steps = epochs * len(source) // BATCH
+        read = batches.train_batches(source, seed=next(seeds), batch_size=BATCH, image_size=SIZE, start=0, stop=steps)
+        return sum(len(batch["image"]) for batch in read)
+
+    return timed(run)
+
+
+class Files:
+    """A dataset as PyTorch and Grain want it: a square for an index, decoded by Pillow or by torchvision."""
+
+    def __init__(self, paths, by):
+        self.paths, self.by = paths, by
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return self.by(self.paths[index])
+
+
+def by_pillow(path):
+    """What torchvision's Resize(256) and CenterCrop(256) do with a Pillow picture."""
+    from PIL import Image
+
+    image = Image.open(path).convert("RGB")
+    width, height = image.size
+    if (shorter := min(width, height)) != SIZE:
+        width, height = round(width * SIZE / shorter), round(height * SIZE / shorter)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - SIZE) // 2, (height - SIZE) // 2
+    return np.array(image.crop((left, top, left + SIZE, top + SIZE)))
+
+
+def by_torchvision(path):
+    """Tensors from torchvision's own JPEG decoder and its antialiased Resize."""
+    from torchvision.transforms import v2
+
+    image = torchvision.io.decode_image(path, mode=torchvision.io.ImageReadMode.RGB)
+    return v2.functional.center_crop(v2.functional.resize(image, [SIZE], antialias=True), [SIZE, SIZE])
+
+
+def torch_loader(paths, by):
+    """PyTorch's DataLoader with a worker process a core, which live on between epochs."""
+    import torch
+
+    loader = torch.utils.data.DataLoader(
+        Files(paths, by), batch_size=BATCH, shuffle=True, drop_last=True, num_workers=CORES, persistent_workers=True
+    )
+    return timed(lambda epochs: sum(len(batch) for _ in range(epochs) for batch in loader))
+
+
+def grain_loader(paths):
+    """Grain with Pillow, a worker process a core; from the first batch on, since their start takes long."""
+    import grain
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()  # Grain reads its own
+
+    def run(epochs):
+        data = grain.MapDataset.source(Files(paths, by_pillow)).shuffle(seed=0).repeat(epochs)
+        data = data.batch(BATCH, drop_remainder=True).to_iter_dataset()
+        batches = iter(data.mp_prefetch(grain.MultiprocessingOptions(num_workers=CORES)))
+        next(batches)
+        return timed(lambda _: sum(len(batch) for batch in batches))(epochs)
+
+    return run
+
+
+def peers(paths):
+    """The other loaders of the same files, as far as they are installed."""
+    found = {}
+    with contextlib.suppress(ImportError):
+        found["PyTorch DataLoader, Pillow"] = torch_loader(paths, by_pillow)
+    with contextlib.suppress(ImportError, NameError):
+        by_torchvision(paths[0])
+        found["PyTorch DataLoader, torchvision"] = torch_loader(paths, by_torchvision)
+    with contextlib.suppress(ImportError):
+        found["Grain, Pillow"] = grain_loader(paths)
+    return found
+
+
+def lay_out(pictures: Path, records: int, folder: Path):
+    """At least `records` pictures as folder/train/CLASS/FILE, by links; a few of them as validation."""
+    files = sorted(path for path in pictures.glob("**/*/*") if path.is_file() and path.name[0] != ".")
+    if not files:
+        sys.exit(f"error: {pictures} holds no pictures in class folders. Give --pictures=DIR with DIR/CLASS/FILE.")
+    for copy in range(-(-records // len(files))):
+        for file in files:
+            for split in ("train", "validation")[: 1 + (copy == 0)]:
+                link = folder / split / file.parent.name / f"{copy}_{file.name}"
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.resolve())
+
+
+def unpack(source, folder: Path):
+    """The records of a prepared dataset as files, for those who read files."""
+    folder.mkdir()
+    for i in range(len(source)):
+        (encoded,), _ = source.read(np.array([i]))
+        (folder / f"{i}.jpg").write_bytes(encoded)
+    return [str(folder / f"{i}.jpg") for i in range(len(source))]
+
+
+class Memory:
+    """The highest memory of this process and its children while it is entered, in bytes."""
+
+    def __enter__(self):
+        self.before = self.highest = _memory()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        while not self._over.wait(0.1):
+            self.highest = max(self.highest, _memory())
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+
+
+def _memory():
+    total, processes = 0, [os.getpid()]
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for children in Path(f"/proc/{process}/task").glob("*/children"):
+                processes += children.read_text().split()
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def compare(title, contestants, rounds, epochs):
+    """Runs all in turn and prints a table; the first is the one that the others are compared with."""
+    rates = {name: [] for name in contestants}
+    memory = {}
+    for name, run in contestants.items():  # warms up, starts the workers
+        with Memory() as used:
+            run(1)
+        memory[name] = (used.highest - used.before) / 1e6
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            pictures, seconds = run(epochs)
+            rates[name].append(pictures / seconds)
+    first = next(iter(rates))
+    print(f"\n| {title} | pictures/s | lowest | highest | ratio | MB |\n|---|---|---|---|---|---|")
+    for name, values in rates.items():
+        ratio = statistics.median(rate / limit for rate, limit in zip(values, rates[first], strict=True))
+        print(
+            f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} | {max(values):.0f} | {ratio:.3f} "
+            f"| {memory[name]:.0f} |",
+            flush=True,
+        )
+
+
+def main():
+    """Prepares, reads, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder that holds, at any depth, class folders")
+    parser.add_argument("--records", type=int, default=5000, help="at least so many; the pictures are repeated")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        lay_out(options.pictures, options.records, folder / "originals")
+
+        def open_it(name, data_dir):
+            return sources.open_dataset(
+                name, str(data_dir), image_size=SIZE, train_split="train", eval_split="validation"
+            ).train
+
+        originals = open_it(f"folder:{folder / 'originals'}", "")
+        for encoding in ("jpeg", "raw"):
+            with contextlib.redirect_stdout(io.StringIO()):
+                prepare.prepare(
+                    f"folder:{folder / 'originals'}", str(folder / encoding), dataset="pictures", encoding=encoding
+                )
+        prepared, raw = (open_it("pictures", folder / encoding) for encoding in ("jpeg", "raw"))
+        size = f"batches of {BATCH} at {SIZE} x {SIZE}"
+        print(f"{len(originals)} pictures, {size}, {CORES} cores, {options.rounds} rounds")
+        compare(
+            "prepared",
+            {
+                **decoders(prepared),
+                "this project": ours(prepared),
+                "this project, raw": ours(raw),
+                **peers(unpack(prepared, folder / "files")),
+            },
+            options.rounds,
+            epochs=2,  # they are quick, and a loader's start should count for little
+        )
+        compare(
+            "originals",
+            {
+                **decoders(originals),
+                "this project": ours(originals),
+                **peers([originals.describe(i) for i in range(len(originals))]),
+            },
+            options.rounds,
+            epochs=1,
+        )
+
+
+if __name__ == "__main__":
+    main()
