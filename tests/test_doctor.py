@@ -321,7 +321,7 @@ def recipe_of_quickstart(classes):
 def test_room_for_imagenet_that_is_not_prepared(monkeypatch, tmp_path):
     config = config_for("imagenet2012", data_dir=str(tmp_path))
     usage = shutil.disk_usage(tmp_path)
-    for free, level in ((34e9, "warning"), (36e9, "ok")):
+    for free, level in ((37e9, "warning"), (39e9, "ok")):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=int(free)))
         assert only(machine.disk(config, tmp_path, None))[0] == level
 

@@ -93,7 +93,13 @@ loop.train(config.load(loop.Path(sys.argv[3])), workdir)
 """
 
 
-@pytest.mark.parametrize("kill_at", [8, 16], ids=["in the middle of an epoch", "after a drop of the rate"])
+@pytest.mark.parametrize(
+    "kill_at",
+    [
+        pytest.param(8, marks=pytest.mark.slow, id="in the middle of an epoch"),
+        pytest.param(16, id="after a drop of the rate"),
+    ],
+)
 def test_a_killed_run_ends_bit_identical_to_one_that_was_not(kill_at, folder, uncut, tmp_path):
     config, workdir = config_for(folder), tmp_path / "cut"
     config_lib.save(config, tmp_path / "config.json")

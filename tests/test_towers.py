@@ -80,9 +80,9 @@ def slow(*values):
 @pytest.mark.parametrize(
     ("rule", "where"),
     [
-        *(("decoupled", where) for where in ("1x2", "2x2", "4x2", "weird trick on 4")),
-        *(slow("decoupled", where) for where in ("2x1", "8x1", "weird trick on 2", "weird trick on 8")),
-        *(("lars", where) for where in ("2x2", "weird trick on 4")),
+        *(("decoupled", where) for where in ("1x2", "4x2", "weird trick on 4")),
+        *(slow("decoupled", where) for where in ("2x2", "2x1", "8x1", "weird trick on 2", "weird trick on 8")),
+        *(("lars", "2x2"), slow("lars", "weird trick on 4")),
     ],
 )
 def test_a_small_network_trains_the_same_wherever_it_is(where, rule):
@@ -100,7 +100,7 @@ SOURCE = (*TINY[:3], SameMapLRN(n=3, alpha=0.1), *TINY[3:])
     ("architecture", "where"),
     [
         *((JOINED, "1x2"), slow(JOINED, "2x2"), slow(JOINED, "weird trick on 4")),
-        *((SOURCE, "2x2"), slow(SOURCE, "1x2"), slow(SOURCE, "weird trick on 4")),
+        *(slow(SOURCE, "2x2"), slow(SOURCE, "1x2"), slow(SOURCE, "weird trick on 4")),
     ],
 )
 def test_norms_are_the_same_wherever_the_towers_are(architecture, where):
@@ -336,7 +336,7 @@ def test_evaluation_counts_the_same_wherever_it_is(where):
 @pytest.mark.parametrize(
     ("where", "backend"),
     [
-        *(((1, 1, "towers"), "cpu"), ((2, 2, "towers"), "gpu")),
+        *(((2, 2, "towers"), "gpu"), slow((1, 1, "towers"), "cpu")),
         *(slow((2, 2, "towers"), "cpu"), slow((4, 1, "weird_trick"), "cpu")),
     ],
 )
