@@ -43,35 +43,7 @@ def _parser():
     summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as config.mesh's")
     summary.set_defaults(run=_summary)
 
-    prepare = commands.add_parser("prepare", help="make ImageNet, or pictures of your own, into square ones, once")
-    prepare.add_argument("--source", required=True, help="tfds:NAME, tars:FOLDER (ImageNet's two) or folder:FOLDER")
-    prepare.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
-    prepare.add_argument("--dataset", default="imagenet2012", help="the name that config.dataset will give")
-    prepare.add_argument("--image_size", type=_positive, default=256, help="side of the pictures in pixels")
-    prepare.add_argument("--workers", type=_positive, help="processes; default: one a core, if there is memory")
-    prepare.add_argument(
-        "--encoding", choices=("jpeg", "raw"), default="jpeg", help="raw: pixels, larger and quicker to read"
-    )
-    prepare.add_argument(
-        "--broken", choices=("fatal", "skip"), default="fatal", help="what to do about pictures that do not decode"
-    )
-    prepare.set_defaults(run=_prepare)
-
-    doctor = commands.add_parser(
-        "doctor",
-        help="check machine, data and config before days of training",
-        epilog="Fields of the config are set as for main.py: --config.FIELD=VALUE.",
-    )
-    doctor.add_argument("--config", required=True, help="FILE[:VARIANT], as for main.py")
-    doctor.add_argument("--workdir", default=".", help="where the run will go; default the current folder")
-    doctor.add_argument("--output", default=".", help="folder for doctor.png; default the current folder")
-    doctor.add_argument(
-        "--duplicates",
-        choices=("sample", "all", "none"),
-        default="sample",
-        help="of how many pictures the content is compared; all reads the whole dataset once",
-    )
-    doctor.set_defaults(run=_doctor)
+    _add_data_commands(commands)
 
     evaluate = commands.add_parser("evaluate", help="errors of a run's checkpoint or of weights, one view and ten")
     network = evaluate.add_mutually_exclusive_group(required=True)
@@ -109,6 +81,38 @@ def _parser():
     )
     export.set_defaults(run=_export)
     return parser
+
+
+def _add_data_commands(commands):
+    prepare = commands.add_parser("prepare", help="make ImageNet, or pictures of your own, into square ones, once")
+    prepare.add_argument("--source", required=True, help="tfds:NAME, tars:FOLDER (ImageNet's two) or folder:FOLDER")
+    prepare.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
+    prepare.add_argument("--dataset", default="imagenet2012", help="the name that config.dataset will give")
+    prepare.add_argument("--image_size", type=_positive, default=256, help="side of the pictures in pixels")
+    prepare.add_argument("--workers", type=_positive, help="processes; default: one a core, if there is memory")
+    prepare.add_argument(
+        "--encoding", choices=("jpeg", "raw"), default="jpeg", help="raw: pixels, larger and quicker to read"
+    )
+    prepare.add_argument(
+        "--broken", choices=("fatal", "skip"), default="fatal", help="what to do about pictures that do not decode"
+    )
+    prepare.set_defaults(run=_prepare)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="check machine, data and config before days of training",
+        epilog="Fields of the config are set as for main.py: --config.FIELD=VALUE.",
+    )
+    doctor.add_argument("--config", required=True, help="FILE[:VARIANT], as for main.py")
+    doctor.add_argument("--workdir", default=".", help="where the run will go; default the current folder")
+    doctor.add_argument("--output", default=".", help="folder for doctor.png; default the current folder")
+    doctor.add_argument(
+        "--duplicates",
+        choices=("sample", "all", "none"),
+        default="sample",
+        help="of how many pictures the content is compared; all reads the whole dataset once",
+    )
+    doctor.set_defaults(run=_doctor)
 
 
 def _positive(text):
