@@ -1,9 +1,11 @@
 """The data path (paper, section 2): the only place that imports TensorFlow.
 
+originals    tars, folders and TFDS's records, as pictures that can be listed and read
+prepare      originals -> square pictures in array_record files, once
+imagenet     what is special about ILSVRC-2012
+labels       the labels that ILSVRC-2012 itself gives its pictures
 sources      datasets by name, read by random access
 digits       the digits that need no download
-imagenet     ILSVRC-2012 from its tars to 256x256 records
-labels       the labels that ILSVRC-2012 itself gives its pictures
 pictures     encoded bytes -> square uint8 pictures
 batches      the order of examples, and tf.data
 statistics   mean image and colour PCA
