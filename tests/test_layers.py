@@ -1,15 +1,17 @@
 """The operations and their gradients against loops in NumPy float64, and against TensorFlow's."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from alexnet_jax import average_pool, convolution, local_response_norm, max_pool, same_map_response_norm
+from alexnet_jax import average_pool, convolution, layers, local_response_norm, max_pool, same_map_response_norm
 
 
 def conv_loops(x, kernel, stride, before, after, g):
@@ -75,6 +77,7 @@ def assert_agrees(f, arguments, g, wanted):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
 
 
+SEEDS = st.integers(0, 2**32 - 1)
 CONVOLUTIONS = [(11, 4, (0, 3), 24), (5, 1, 2, 9), (3, 1, 1, 6), (3, 2, 0, 8)]
 
 
@@ -85,6 +88,43 @@ def test_convolution_and_gradients_equal_loops(size, stride, padding, pixels):
     g = draw(2, *conv_loops(x, kernel, stride, before, after, None)[0].shape)
     wanted = conv_loops(x, kernel, stride, before, after, g)
     assert_agrees(lambda x, k: convolution(x, k, stride=stride, padding=padding), (x, kernel), g, wanted)
+
+
+@settings(max_examples=20)  # each compiles
+@given(st.tuples(*[st.integers(1, 5)] * 2), st.integers(2, 4), st.tuples(*[st.integers(0, 4)] * 2), SEEDS)
+def test_the_gradient_of_a_strided_kernel_is_the_same_on_every_platform(sides, stride, padding, seed):
+    x = draw(seed, 2, 6, 9, 3)
+    kernel = draw(seed + 1, *sides, 3, 4)
+    with jax.enable_x64(True):
+        y, pull = jax.vjp(lambda k: layers._convolve(jnp.asarray(x), k, stride, padding), jnp.asarray(kernel))
+        g = jnp.asarray(draw(seed + 2, *y.shape))
+        got = layers._kernel_gradient(jnp.asarray(x), g, kernel.shape, stride, padding[0])
+        np.testing.assert_allclose(got, pull(g)[0], rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=15)
+@given(st.tuples(*[st.integers(3, 9)] * 2), st.integers(1, 3), st.integers(1, 4), st.booleans(), SEEDS)
+def test_the_gradient_of_a_max_pool_is_the_same_on_every_platform_even_of_equal_maxima(
+    sides, size, stride, round_up, seed
+):
+    x = jnp.asarray(np.random.default_rng(seed).integers(0, 3, (2, *sides, 3)), jnp.float32)
+    windows = layers._windows(x, size, stride, round_up)
+    y, pull = jax.vjp(lambda x: layers._max_pool.fun(x, *windows), x)
+    g = jnp.asarray(np.random.default_rng(seed + 1).integers(-9, 9, y.shape), jnp.float32)
+    np.testing.assert_array_equal(layers._to_the_maxima(x, y, g, *windows)[0], pull(g)[0])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_accelerators_keep_the_gradients_that_are_natural_to_them(platform):
+    def operations(f):
+        gradient = jax.export.export(jax.jit(jax.grad(f)), platforms=[platform])
+        return re.findall(r"stablehlo\.(\w+)", gradient(jax.ShapeDtypeStruct((3, 3, 3, 2), jnp.float32)).mlir_module())
+
+    pool = operations(lambda x: max_pool(x).sum())
+    assert ("select_and_scatter" in pool) == (platform != "cpu")
+    strided = operations(lambda kernel: convolution(jnp.ones((2, 9, 9, 3)), kernel, stride=2).sum())
+    assert ("while" in strided) == (platform == "cpu")
+    assert strided.count("convolution") == (platform != "cpu")
 
 
 def test_the_papers_first_layer_takes_224_pixels_to_55_with_the_zeros_at_the_end():
