@@ -7,7 +7,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 
@@ -136,18 +135,17 @@ def _to_the_maxima(x, y, g, size, strides, padding):
     On a CPU, XLA's own goes from window to window and takes ten times as long.
     """
     padded = lax.pad(x, jnp.full((), -jnp.inf, x.dtype), [(*edges, 0) for edges in padding])
-    (high, wide), stride = padded.shape[1:3], strides[1]
+    (high, wide), stride = x.shape[1:3], strides[1]
     down, right = (stride * (side - 1) + 1 for side in y.shape[1:3])  # from a window's to the last one's same pixel
     places = [(i, j) for i in range(size[1]) for j in range(size[2])]
-    number = np.min_scalar_type(len(places)).type
-    first = jnp.zeros(y.shape, number)  # of a window's maxima
+    first = jnp.zeros_like(y)  # of a window's maxima; its number is small enough for any type of y, and ints are slow
     for k, (i, j) in reversed(list(enumerate(places))):
-        first = jnp.where(padded[:, i : i + down : stride, j : j + right : stride] == y, number(k), first)
-    dx = jnp.zeros_like(padded)
+        first = jnp.where(padded[:, i : i + down : stride, j : j + right : stride] == y, k, first)
+    dx = jnp.zeros_like(x)
     for k, (i, j) in enumerate(places):
         edges = [(0, 0, 0), (i, high - down - i, stride - 1), (j, wide - right - j, stride - 1), (0, 0, 0)]
         dx += lax.pad(jnp.where(first == k, g, 0), jnp.zeros((), g.dtype), edges)
-    return (dx[:, : x.shape[1], : x.shape[2]],)
+    return (dx,)
 
 
 def average_pool(x, size=3, stride=2, *, round_up=False):
