@@ -270,7 +270,7 @@ def in_torch(architecture, plain, shapes, batch, *, maps_last, compiled, dtype):
 
 
 def norms(gradients):
-    """The Euclidean norms of all gradients, in an order that does not depend on who made them."""
+    """The Euclidean norm of each gradient by (layer, "kernel" or "bias"); PyTorch calls kernels weights."""
     if any("." in name for name in gradients):
         return {tuple(name.replace("weight", "kernel").split(".")): np.linalg.norm(g) for name, g in gradients.items()}
     return {(layer, name): np.linalg.norm(g) for layer, p in gradients.items() for name, g in p.items()}

@@ -114,6 +114,13 @@ def test_the_gradient_of_a_max_pool_is_the_same_on_every_platform_even_of_equal_
     np.testing.assert_array_equal(layers._to_the_maxima(x, y, g, *windows)[0], pull(g)[0])
 
 
+def test_each_pixel_of_a_large_window_of_bfloat16_can_be_its_maximum():
+    x = np.zeros((400, 20, 20, 1))
+    x.reshape(400, 400)[np.arange(400), np.arange(400)] = 1  # in the first picture the first pixel, and so on
+    dx = jax.grad(lambda x: max_pool(x, 20, 1).sum().astype(jnp.float32))(jnp.asarray(x, jnp.bfloat16))
+    np.testing.assert_array_equal(np.asarray(dx, float), x)
+
+
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_accelerators_keep_the_gradients_that_are_natural_to_them(platform):
     def operations(f):
