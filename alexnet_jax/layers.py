@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alexnet_jax import cpu
+
 
 def convolution(x, kernel, *, stride=1, padding=0):
     """Cross-correlates a batch of maps with a bank of kernels.
@@ -29,7 +31,10 @@ def convolution(x, kernel, *, stride=1, padding=0):
     Source: paper, section 3.5; the pair (0, 3) is what the 2012 program did.
     """
     padding = padding if isinstance(padding, tuple) else (padding, padding)
-    return (_strided if stride > 1 else _convolve)(x, kernel, stride, padding)
+    on_cpu = cpu.convolution_for(kernel.shape, stride, x.dtype)
+    if on_cpu is None:
+        return _convolve(x, kernel, stride, padding)
+    return _convolve_by_platform(x, kernel, stride, padding, on_cpu)
 
 
 def _convolve(x, kernel, stride, padding):
@@ -42,50 +47,25 @@ def _convolve(x, kernel, stride, padding):
     )
 
 
-_strided = jax.custom_vjp(_convolve, nondiff_argnums=(2, 3))
+# JAX's own derivative would keep what either platform needs for it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve_by_platform(x, kernel, stride, padding, on_cpu):
+    cpu, default = (functools.partial(f, stride=stride, padding=padding) for f in (on_cpu, _convolve))
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
 
-def _strided_forward(x, kernel, stride, padding):
-    return _convolve(x, kernel, stride, padding), (x, kernel)
+def _convolve_forward(x, kernel, stride, padding, on_cpu):
+    return _convolve_by_platform(x, kernel, stride, padding, on_cpu), (x, kernel)
 
 
-def _strided_backward(stride, padding, saved, g):
-    x, kernel = saved
-    convolve = functools.partial(_convolve, stride=stride, padding=padding)
-    (dx,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](g)
-    dkernel = lax.platform_dependent(
-        x,
-        g,
-        cpu=lambda x, g: _kernel_gradient(x, g, kernel.shape, stride, padding[0]),
-        default=lambda x, g: jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](g)[0],
-    )
-    return dx, dkernel
+def _convolve_backward(stride, padding, on_cpu, saved, g):
+    def gradients(convolve):
+        return lambda x, kernel, g: jax.vjp(lambda *inputs: convolve(*inputs, stride, padding), x, kernel)[1](g)
+
+    return lax.platform_dependent(*saved, g, cpu=gradients(on_cpu), default=gradients(_convolve))
 
 
-_strided.defvjp(_strided_forward, _strided_backward)
-
-
-def _kernel_gradient(x, g, shape, stride, before):
-    """The gradient of a kernel (h, w, C, O) as a matrix product for each block of stride x stride positions in it.
-
-    On a CPU, XLA's own walks through g with holes in it and takes three times as long (conv1).
-    Arguments: x (N, H, W, C), g (N, H', W', O); before, the rows and columns of zeros at the top and the left.
-    """
-    h, w, maps, outputs = shape
-    n, rows, columns, _ = g.shape
-    down, right = -(-h // stride), -(-w // stride)  # blocks in the kernel
-    high, wide = rows - 1 + down, columns - 1 + right  # and in as much of the picture as is seen
-    edges = [(before, size * stride - before - side, 0) for size, side in zip((high, wide), x.shape[1:3], strict=True)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    x = x.reshape(n, high, stride, wide, stride, maps).transpose(0, 1, 3, 2, 4, 5).reshape(n, high, wide, -1)
-
-    def of_block(block):
-        seen = lax.dynamic_slice(x, (0, block // right, block % right, 0), (n, rows, columns, x.shape[-1]))
-        return seen.reshape(-1, x.shape[-1]).T @ g.reshape(-1, outputs)  # (stride stride C, O)
-
-    blocks = lax.map(of_block, jnp.arange(down * right))  # one after the other: each needs a copy of what it sees
-    blocks = blocks.reshape(down, right, stride, stride, maps, outputs).transpose(0, 2, 1, 3, 4, 5)
-    return blocks.reshape(down * stride, right * stride, maps, outputs)[:h, :w]
+_convolve_by_platform.defvjp(_convolve_forward, _convolve_backward)
 
 
 def max_pool(x, size=3, stride=2, *, round_up=False):
@@ -114,7 +94,13 @@ def _max_pool(x, size, strides, padding):
 
 def _max_pool_forward(x, size, strides, padding):
     y = _max_pool(x, size, strides, padding)
-    return y, (x, y)
+    first = lax.platform_dependent(
+        x,
+        y,
+        cpu=functools.partial(cpu.first_maxima, size=size[1], stride=strides[1], padding=padding),
+        default=lambda x, y: jnp.zeros(y.shape, cpu.numbers(size[1])),
+    )
+    return y, (x, y, first)  # a platform keeps only what its gradient reads
 
 
 def _max_pool_backward(size, strides, padding, saved, g):
@@ -122,32 +108,12 @@ def _max_pool_backward(size, strides, padding, saved, g):
     return lax.platform_dependent(
         *saved,
         g,
-        cpu=functools.partial(_to_the_maxima, size=size, strides=strides, padding=padding),
-        default=lambda x, y, g: jax.vjp(natural, x)[1](g),
+        cpu=lambda x, y, first, g: (cpu.to_the_maxima(first, g, x.shape, size[1], strides[1]),),
+        default=lambda x, y, first, g: jax.vjp(natural, x)[1](g),
     )
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
-
-
-def _to_the_maxima(x, y, g, size, strides, padding):
-    """The gradient of a max pool, which goes to the first of a window's maxima, by comparing.
-
-    On a CPU, XLA's own goes from window to window and takes six times as long, or more.
-    Arguments: x (N, H, W, C), y and g (N, H', W', C); size, strides and padding as _windows gives them.
-    """
-    padded = lax.pad(x, jnp.full((), -jnp.inf, x.dtype), [(*edges, 0) for edges in padding])
-    (high, wide), stride = x.shape[1:3], strides[1]
-    down, right = (stride * (side - 1) + 1 for side in y.shape[1:3])  # from a window's to the last one's same pixel
-    places = [(i, j) for i in range(size[1]) for j in range(size[2])]
-    first = jnp.zeros(y.shape)  # of a window's maxima: its number, as a float32, since integers take twice as long
-    for k, (i, j) in reversed(list(enumerate(places))):
-        first = jnp.where(padded[:, i : i + down : stride, j : j + right : stride] == y, k, first)
-    dx = jnp.zeros_like(x)
-    for k, (i, j) in enumerate(places):
-        edges = [(0, 0, 0), (i, high - down - i, stride - 1), (j, wide - right - j, stride - 1), (0, 0, 0)]
-        dx += lax.pad(jnp.where(first == k, g, 0), jnp.zeros((), g.dtype), edges)
-    return (dx,)
 
 
 def average_pool(x, size=3, stride=2, *, round_up=False):

@@ -94,11 +94,12 @@ class AlexNet(nn.Module):
                     tower, *neurons = place.neurons(hs, split)
                     with jax.named_scope(name):
                         examples = towers.gather_rows(index) if split else index
-                    hs = [_drop(key, examples, tower + t, neurons, h, layer) for t, h in enumerate(hs)]
+                        hs = [_drop(key, examples, tower + t, neurons, h, layer) for t, h in enumerate(hs)]
                 case RBF():
                     hs, split = [_minus_distances(place.join(hs, split, False), layer)], False
                 case _:
-                    hs = [_within_a_tower(layer, h) for h in hs]
+                    with jax.named_scope(name):
+                        hs = [_within_a_tower(layer, h) for h in hs]
             self.sow("intermediates", f"{name}_output", towers.concatenate(hs))
         with jax.named_scope("into_logits"):
             logits = place.join(hs, split, False)

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 
 # A module imports only from lines above its own; modules of the data path in their own order.
 LEVELS = [
-    {"layers", "architectures", "files"},
+    {"cpu", "architectures", "files"},
+    {"layers"},
     {"networks"},
     {"towers", "augment", "optimizer", "config"},
     {"model", "data", "hosts"},

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from alexnet_jax import average_pool, convolution, layers, local_response_norm, max_pool, same_map_response_norm
+from alexnet_jax import average_pool, convolution, cpu, layers, local_response_norm, max_pool, same_map_response_norm
 
 
 def conv_loops(x, kernel, stride, before, after, g):
@@ -90,16 +90,54 @@ def test_convolution_and_gradients_equal_loops(size, stride, padding, pixels):
     assert_agrees(lambda x, k: convolution(x, k, stride=stride, padding=padding), (x, kernel), g, wanted)
 
 
+def conv_with_gradients(convolve, x, kernel, stride, padding, seed):
+    y, pull = jax.vjp(lambda *xs: convolve(*xs, stride, padding), jnp.asarray(x), jnp.asarray(kernel))
+    return y, *pull(jnp.asarray(draw(seed, *y.shape), y.dtype))
+
+
 @settings(max_examples=20)  # each compiles
-@given(st.tuples(*[st.integers(1, 5)] * 2), st.integers(2, 4), st.tuples(*[st.integers(0, 4)] * 2), SEEDS)
-def test_the_gradient_of_a_strided_kernel_is_the_same_on_every_platform(sides, stride, padding, seed):
-    x = draw(seed, 2, 6, 9, 3)
-    kernel = draw(seed + 1, *sides, 3, 4)
+@given(
+    st.tuples(st.integers(1, 7), st.integers(8, 11), st.integers(8, 11)),
+    st.integers(2, 8),
+    st.integers(1, 4),
+    st.tuples(*[st.integers(0, 4)] * 2),
+    SEEDS,
+)
+def test_convolution_by_tiles_is_convolution(sides, h, stride, padding, seed):
+    assume(-(-h // stride) in cpu.SIDES)
+    x, kernel = draw(seed, *sides, 3), draw(seed + 1, h, h, 3, 4)
     with jax.enable_x64(True):
-        y, pull = jax.vjp(lambda k: layers._convolve(jnp.asarray(x), k, stride, padding), jnp.asarray(kernel))
-        g = jnp.asarray(draw(seed + 2, *y.shape))
-        got = layers._kernel_gradient(jnp.asarray(x), g, kernel.shape, stride, padding[0])
-        np.testing.assert_allclose(got, pull(g)[0], rtol=1e-9, atol=1e-9)
+        wanted = conv_with_gradients(layers._convolve, x, kernel, stride, padding, seed + 2)
+        got = conv_with_gradients(cpu.by_tiles, x, kernel, stride, padding, seed + 2)
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=15)
+@given(
+    st.tuples(st.integers(1, 7), st.integers(6, 9), st.integers(6, 9)),
+    st.tuples(*[st.integers(1, 6)] * 2),
+    st.integers(1, 3),
+    st.tuples(*[st.integers(0, 3)] * 2),
+    SEEDS,
+)
+def test_convolution_by_patches_is_convolution(sides, window, stride, padding, seed):
+    x, kernel = draw(seed, *sides, 3), draw(seed + 1, *window, 3, 4)
+    with jax.enable_x64(True):
+        wanted = conv_with_gradients(layers._convolve, x, kernel, stride, padding, seed + 2)
+        got = conv_with_gradients(cpu.by_patches, x, kernel, stride, padding, seed + 2)
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("h", "stride", "maps", "outputs"), [(11, 4, 3, 48), (5, 1, 48, 128), (3, 1, 256, 192)])
+def test_what_tiles_lose_to_rounding_in_the_papers_layers(h, stride, maps, outputs):
+    x, kernel = draw(0, 4, 27, 27, maps), draw(1, h, h, maps, outputs)
+    with jax.enable_x64(True):
+        wanted = conv_with_gradients(layers._convolve, x, kernel, stride, (h // 2, h // 2), 2)
+    got = conv_with_gradients(cpu.by_tiles, np.float32(x), np.float32(kernel), stride, (h // 2, h // 2), 2)
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
 
 
 @settings(max_examples=15)
@@ -111,7 +149,8 @@ def test_the_gradient_of_a_max_pool_is_the_same_on_every_platform_even_of_equal_
     windows = layers._windows(x, size, stride, round_up)
     y, pull = jax.vjp(lambda x: layers._max_pool.fun(x, *windows), x)
     g = jnp.asarray(np.random.default_rng(seed + 1).integers(-9, 9, y.shape), jnp.float32)
-    np.testing.assert_array_equal(layers._to_the_maxima(x, y, g, *windows)[0], pull(g)[0])
+    first = cpu.first_maxima(x, y, size, stride, windows[2])
+    np.testing.assert_array_equal(cpu.to_the_maxima(first, g, x.shape, size, stride), pull(g)[0])
 
 
 def test_each_pixel_of_a_large_window_of_bfloat16_can_be_its_maximum():
@@ -122,16 +161,18 @@ def test_each_pixel_of_a_large_window_of_bfloat16_can_be_its_maximum():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_accelerators_keep_the_gradients_that_are_natural_to_them(platform):
-    def operations(f):
-        gradient = jax.export.export(jax.jit(jax.grad(f)), platforms=[platform])
-        return re.findall(r"stablehlo\.(\w+)", gradient(jax.ShapeDtypeStruct((3, 3, 3, 2), jnp.float32)).mlir_module())
+def test_accelerators_keep_the_operations_that_are_natural_to_them(platform):
+    def operations(f, *shape):
+        gradient = jax.export.export(jax.jit(jax.value_and_grad(f)), platforms=[platform])
+        return re.findall(r"stablehlo\.(\w+)", gradient(jax.ShapeDtypeStruct(shape, jnp.float32)).mlir_module())
 
-    pool = operations(lambda x: max_pool(x).sum())
+    pool = operations(lambda x: max_pool(x).sum(), 3, 3, 3, 2)
     assert ("select_and_scatter" in pool) == (platform != "cpu")
-    strided = operations(lambda kernel: convolution(jnp.ones((2, 9, 9, 3)), kernel, stride=2).sum())
-    assert ("while" in strided) == (platform == "cpu")
-    assert strided.count("convolution") == (platform != "cpu")
+    for h, stride, maps, outputs in ((11, 4, 3, 48), (5, 1, 48, 128), (5, 1, 3, 32)):
+        x = jnp.ones((2, 15, 15, maps))
+        conv = operations(lambda kernel, x=x, s=stride: convolution(x, kernel, stride=s).sum(), h, h, maps, outputs)
+        assert ("while" in conv) == (platform == "cpu")
+        assert conv.count("convolution") == (0 if platform == "cpu" else 2)
 
 
 def test_the_papers_first_layer_takes_224_pixels_to_55_with_the_zeros_at_the_end():

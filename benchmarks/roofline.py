@@ -1,0 +1,219 @@
+"""How near a step of training comes to what the device can do, and where its time goes.
+
+    python benchmarks/roofline.py                                        # PAPER, batches of 128, float32
+    python benchmarks/roofline.py --batch=1024 --dtype=bfloat16          # for a GPU
+    python benchmarks/roofline.py --network=CIFAR_FOUR_LAYER --steps=20
+
+A layer's bound is the longer of two times: its floating-point operations at the rate of a large matrix product, and its
+least bytes at the rate of a copy, both rates measured on the device in the same run, in --dtype. It is taken for the
+forward and the backward pass by themselves; their sum over the layers is the roofline. Operations are those of weights,
+two a multiply-add; what other layers compute is little, and their bytes bound them. Least bytes: a pass reads the maps,
+gradients and weights it needs once and writes what it makes once, and layers that work number by number (ReLU, dropout)
+move nothing, being done on the way. Weights and their gradients are float32; the update reads gradient, weight and
+velocity, and writes the last two.
+
+The step is benchmarks/train_step.py's. --steps of it are traced by JAX's profiler, and each operation of the compiled
+program is counted to the layer in its name: "traced" is the time of a layer's operations a step, summed over threads.
+Prints a table by layer, the share of the roofline that is reached, and the costliest operations. A convolution that
+saves multiplications (winograd.py, or a library of a GPU) can beat its bound. For a CPU or a GPU.
+"""
+
+import argparse
+import collections
+import dataclasses
+import math
+import re
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from layers import copy_bandwidth, seconds, shapes_of  # before JAX: it brings PyTorch
+from train_step import in_jax
+
+# isort: split
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax import AlexNet, networks
+from alexnet_jax.architectures import Dropout, Flatten, Input, ReLU, Tanh, layer_names
+
+NUMBER_BY_NUMBER = Input, ReLU, Tanh, Dropout, Flatten
+PARAMETER = 4  # bytes
+CONTAINERS = "while", "call", "conditional"  # their time is that of the operations within
+ONE_BY_ONE = {"xla_gpu_enable_command_buffer": ""}  # a GPU's trace tells what runs in a command buffer as one operation
+COSTLIEST = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a layer does in a step: floating-point operations and least bytes, forward and backward."""
+
+    forward: tuple[float, float]
+    backward: tuple[float, float]
+
+    def bound(self, peak, bandwidth):
+        """Seconds, at rates a second."""
+        return sum(max(flops / peak, moved / bandwidth) for flops, moved in (self.forward, self.backward))
+
+
+def work_of(architecture, batch_size, dtype):
+    """The Work of each layer that has any, and of the update, by name, in the order of the data."""
+    outputs, kernels = shapes_of(architecture, batch_size)
+    names, found, parameters, pictures = layer_names(architecture), {}, 0, True
+    for before, name, layer in zip(names, names[1:], architecture[1:], strict=False):
+        if isinstance(layer, NUMBER_BY_NUMBER):
+            continue
+        x, y = (math.prod(outputs[n]) * dtype.itemsize for n in (before, name))
+        # A weight of a convolution is used at each place of the maps, one of a dense layer once.
+        weights = math.prod(kernels.get(name, (0,)))
+        flops = 2 * math.prod(outputs[name][:-1]) * weights
+        gradients = 1 if pictures else 2  # of the weights, and of the maps unless they are pictures
+        found[name] = Work(
+            (flops, x + y + PARAMETER * weights),
+            (gradients * flops, gradients * x + y + gradients * PARAMETER * weights),
+        )
+        parameters, pictures = parameters + weights, False
+    found["update"] = Work((0, 0), (0, 5 * PARAMETER * parameters))
+    return found
+
+
+def matmul_rate(dtype):
+    """Floating-point operations/s of a large matrix product, at best."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    a, b = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, b))
+    return 2 * side**3 / min(seconds(lambda: product(a, b), jax.block_until_ready) for _ in range(3))
+
+
+def place_of(path, names):
+    """The layer and the pass of an operation by its path, such as jit(train)/transpose(jvp(AlexNet))/conv1/add_any."""
+    way = "backward" if "transpose(" in path else "forward"
+    words = [word.removeprefix("into_") for word in re.findall(r"\w+", path)]
+    if named := [word for word in words if word in names]:
+        return named[0], way
+    if not path or "AlexNet" in path:
+        return "unnamed", way if path else ""
+    return ("loss", way) if "jvp(" in path else ("update", "")
+
+
+def operations_of(program, traced, names):
+    """Layer, pass and kind of each traced operation, less containers, by its name.
+
+    `program` is the compiled step's text, `traced` are names of operations, `names` those of layers.
+    """
+    found, paths = dict.fromkeys(traced, ("unnamed", "", "")), {}
+    for line in program.splitlines():
+        if operation := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\((.*)", line):
+            name, kind, rest = operation.groups()
+            own = re.findall(r'op_name="([^"]*)"', rest)
+            # One that the compiler added has no path: it belongs to what it copies or converts.
+            of_inputs = (paths[other] for other in re.findall(r"%([\w.-]+)", rest) if paths.get(other))
+            paths[name] = own[0] if own else next(of_inputs, "")
+            if name in found:
+                found[name] = (*place_of(paths[name], names), kind if not own else own[0].rpartition("/")[2])
+                if kind in CONTAINERS:
+                    del found[name]
+    return found
+
+
+def trace(contestant, steps):
+    """The program of the compiled step, and milliseconds a step of each operation in it by name."""
+    train, state, key = contestant["train"], contestant["state"], jax.random.key(0)
+    compiled = train.lower(*state, key).compile(compiler_options=ONE_BY_ONE)
+    *state, loss = compiled(*state, key)
+    loss.block_until_ready()
+    profiler = jax.profiler.ProfileOptions()
+    profiler.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory, profiler_options=profiler):
+            for _ in range(steps):
+                *state, loss = compiled(*state, key)
+                loss.block_until_ready()
+        (written,) = Path(directory).rglob("*.xplane.pb")
+        planes = list(jax.profiler.ProfileData.from_file(str(written)).planes)
+    times = collections.Counter()
+    on_gpu = any(plane.name.startswith("/device:GPU") for plane in planes)
+    for plane in planes:
+        for line in plane.lines:
+            # Of a GPU, what its streams ran: other lines tell the same again.
+            if on_gpu and not (plane.name.startswith("/device:GPU") and line.name.startswith("Stream")):
+                continue
+            for event in line.events:
+                stats = dict(event.stats)
+                if "hlo_op" in stats:
+                    times[stats["hlo_op"]] += event.duration_ns / 1e6 / steps
+    return compiled.as_text(), times
+
+
+def print_layers(names, work, times, batch_size, peak, bandwidth):
+    """A line a layer; `times` are milliseconds a step by layer."""
+    print("| | forward, GFLOP/image | step, GFLOP/image | step, MB | bound by | bound, ms | traced, ms |")
+    print("|---" * 7 + "|")
+    for name in [name for name in (*names, "loss", "update", "unnamed") if name in work or name in times]:
+        cells = [name, *[""] * 5]
+        if name in work:
+            layer = work[name]
+            flops, moved = (a + b for a, b in zip(layer.forward, layer.backward, strict=True))
+            cells[1:3] = (f"{f / batch_size / 1e9:.3f}" for f in (layer.forward[0], flops))
+            cells[3:5] = f"{moved / 1e6:.1f}", "operations" if flops / peak > moved / bandwidth else "bytes"
+            cells[5] = f"{1e3 * layer.bound(peak, bandwidth):.3f}"
+        print("| " + " | ".join([*cells, f"{times[name]:.3f}"]) + " |")
+
+
+def print_costliest(operations, times):
+    """A line an operation, of those that take the most of the traced time."""
+    print("| operation | layer | pass | ms a step | share | what it is |")
+    print("|---" * 6 + "|")
+    for name, milliseconds in times.most_common(COSTLIEST):
+        layer, way, kind = operations[name]
+        share = f"{milliseconds / times.total():.1%}"
+        print(f"| {name} | {layer} | {way} | {milliseconds:.3f} | {share} | {kind} |")
+
+
+def main():
+    """Counts, measures, traces, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="PAPER", choices=sorted(networks.NAMED))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--steps", type=int, default=3, help="to trace")
+    options = parser.parse_args()
+    architecture, dtype = networks.NAMED[options.network], jnp.dtype(options.dtype)
+    work = work_of(architecture, options.batch, dtype)
+    peak, bandwidth = matmul_rate(dtype), copy_bandwidth()
+    print(f"{options.network}, batches of {options.batch}, {options.dtype}, {jax.devices()[0].device_kind}; ", end="")
+    print(f"a matrix product makes {peak / 1e9:.1f} GFLOP/s, a copy moves {bandwidth / 1e9:.1f} GB/s\n")
+
+    first, draw = architecture[0], np.random.default_rng(0)
+    images = draw.normal(scale=60, size=(options.batch, first.size, first.size, first.channels))
+    batch = jnp.asarray(images, jnp.float32), jnp.asarray(draw.integers(0, architecture[-1].units, options.batch))
+    network = AlexNet(architecture, dtype=dtype)
+    params = jax.jit(network.init)(jax.random.key(0), batch[0][:1])["params"]
+    contestant = in_jax(network, params, batch)
+    for _ in range(2):
+        contestant["step"]()
+    taken = statistics.median(seconds(contestant["step"], lambda _: None) for _ in range(3))
+
+    program, times = trace(contestant, options.steps)
+    names = layer_names(architecture)
+    operations = operations_of(program, times, names)
+    times = collections.Counter({name: times[name] for name in operations})
+    by_layer = collections.Counter()
+    for name, (layer, _, _) in operations.items():
+        by_layer[layer] += times[name]
+    print_layers(names, work, by_layer, options.batch, peak, bandwidth)
+    roofline = sum(layer.bound(peak, bandwidth) for layer in work.values())
+    print(f"\nA step takes {1e3 * taken:.3f} ms, {options.batch / taken:.1f} images/s; at the roofline ", end="")
+    print(
+        f"{1e3 * roofline:.3f} ms, {options.batch / roofline:.1f} images/s: {roofline / taken:.1%} of it are reached.\n"
+    )
+    print_costliest(operations, times)
+
+
+if __name__ == "__main__":
+    main()
