@@ -41,6 +41,7 @@ def main(argv):
     from alexnet_jax.config import UsageError
 
     data.hide_accelerators_from_tensorflow()
+    hosts.keep_compiled()
     try:
         with hosts.session(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, TIMEOUT.value):
             loop.train(CONFIG.value, WORKDIR.value)

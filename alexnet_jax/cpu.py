@@ -4,7 +4,9 @@ What XLA makes of the natural ways of `layers` is quick on accelerators, and slo
 benchmarks/RESULTS.md has how much. Axes and letters are those of `layers`.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,46 +20,87 @@ SIDES = range(2, len(POINTS) + 1)
 _TILE = 2  # outputs on a side of a tile; 4 would take points that cost digits
 
 
-def convolution_for(shape, stride, dtype):
-    """How to convolve with a kernel of this shape (h, w, C, O): by_tiles, by_patches, or None, by XLA's own way.
+def few_at_once(f, few, *arrays):
+    """f(*arrays), of so many pictures at a time, or fewer, that what it makes on its way stays in the cache.
+
+    Args:
+      f: takes arrays (n, ...) whose rows are pictures; returns a tree of the same kind, and a tree of arrays to be
+        added up over all pictures.
+      few: an n that fits the cache.
+      arrays: (N, ...).
+
+    Returns:
+      What f returns, of all N pictures.
+    """
+    n = len(arrays[0])
+    few = max(k for k in range(1, n + 1) if n % k == 0 and k <= max(few, 1))
+    rows, sums = jax.eval_shape(f, *(jax.ShapeDtypeStruct((few, *a.shape[1:]), a.dtype) for a in arrays))
+    # Filled with a number of what came last, as XLA would make room for constants early, for all that is to come.
+    any_number = arrays[-1].reshape(-1)[0]
+    rows = jax.tree.map(lambda a: jnp.full((n, *a.shape[1:]), any_number, a.dtype), rows)
+    sums = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), sums)
+
+    def step(k, so_far):
+        part = f(*(lax.dynamic_slice_in_dim(a, k * few, few) for a in arrays))
+        rows = jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, k * few, 0), so_far[0], part[0])
+        return rows, jax.tree.map(jnp.add, so_far[1], part[1])
+
+    return lax.fori_loop(0, n // few, step, (rows, sums))
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """A way to convolve: layers.convolution is of_pictures(x, prepared(kernel)), of a few pictures at a time."""
+
+    few: int
+    prepared: Callable
+    of_pictures: Callable
+
+    def __call__(self, x, kernel):
+        """(N, H, W, C) and (h, w, C, O) -> (N, H', W', O)."""
+        kernel = self.prepared(kernel)
+        return few_at_once(lambda x: (self.of_pictures(x, kernel), ()), self.few, x)[0]
+
+    def gradients(self, x, kernel, g):
+        """With respect to x and kernel, for g (N, H', W', O)."""
+        kernel, pull = jax.vjp(self.prepared, kernel)
+        # What f makes on its way is made once more: to keep it would take many times the memory of the pictures.
+        dx, dkernel = few_at_once(lambda x, g: jax.vjp(self.of_pictures, x, kernel)[1](g), self.few, x, g)
+        return dx, *pull(dkernel)
+
+
+def convolution_for(x, kernel, stride, padding):
+    """The quickest Convolution for arguments as layers.convolution's, or None, by XLA's own way.
 
     The limits are where each became the quickest in the networks of `networks`. Narrow types are left alone: they
     would lose too much to rounding.
     """
-    h, w, maps, outputs = shape
-    if dtype.itemsize < 4:
+    h, w, maps, outputs = kernel.shape
+    if x.dtype.itemsize < 4:
         return None
     if h == w and -(-h // stride) in SIDES and (stride > 1 or h * w * maps * outputs > 20_000):
-        return by_tiles
-    return by_patches if maps <= 3 and outputs >= 32 else None
+        return by_tiles(x, kernel, stride, padding)
+    return by_patches(x, kernel, stride, padding) if maps <= 3 and outputs >= 32 else None
 
 
 def by_patches(x, kernel, stride, padding):
-    """As layers.convolution: one matrix product for all that the kernels see of a few maps."""
-    h, w, _, outputs = kernel.shape
+    """One matrix product for all that the kernels see of a few maps: a Convolution for arrays of these shapes."""
+    h, w, maps, outputs = kernel.shape
     sides = [(side + sum(padding) - k) // stride + 1 for side, k in zip(x.shape[1:3], (h, w), strict=True)]
     down, right = (stride * (side - 1) + 1 for side in sides)
 
-    def of_pictures(x):
+    def of_pictures(x, kernel):
         x = jnp.pad(x, [(0, 0), padding, padding, (0, 0)])
         seen = [x[:, i : i + down : stride, j : j + right : stride] for i in range(h) for j in range(w)]
-        return jnp.concatenate(seen, -1) @ kernel.reshape(-1, outputs)
+        return jnp.concatenate(seen, -1) @ kernel
 
-    return _few_at_once(of_pictures, x, 16_000 // (sides[0] * sides[1]))
-
-
-def _few_at_once(of_pictures, x, few):
-    """of_pictures(x), taken of so many pictures at a time, or fewer, that what it makes on its way stays in the cache.
-
-    The gradient makes it once more: to keep it would take many times the memory of the pictures.
-    """
-    few = max(k for k in range(1, len(x) + 1) if len(x) % k == 0 and k <= max(few, 1))
-    y = lax.map(jax.checkpoint(of_pictures), x.reshape(-1, few, *x.shape[1:]))
-    return y.reshape(len(x), *y.shape[2:])
+    return Convolution(
+        16_000 // (sides[0] * sides[1]), lambda kernel: kernel.reshape(h * w * maps, outputs), of_pictures
+    )
 
 
 def by_tiles(x, kernel, stride, padding):
-    """As layers.convolution, with fewer multiplications (Winograd 1980; Lavin and Gray 2016).
+    """With fewer multiplications (Winograd 1980; Lavin and Gray 2016): a Convolution for arrays of these shapes.
 
     Two neighbouring outputs of a row of r weights take 2 r multiplications; by way of polynomials r + 1 are enough, and
     in the plane (r + 1)^2 instead of 4 r^2 for a tile of 2 x 2 outputs: 16 instead of 36 if the kernel is 3 x 3. The
@@ -80,14 +123,16 @@ def by_tiles(x, kernel, stride, padding):
     high, wide = (-(-side // _TILE) for side in sides)  # in tiles
     seen = [stride * (_TILE * tiles + r - 1) for tiles in (high, wide)]  # by all tiles, in pixels
     edges = [(padding[0], after - padding[0] - side, 0) for after, side in zip(seen, x.shape[1:3], strict=True)]
-    kernel = jnp.pad(kernel, [(0, r * stride - h)] * 2 + [(0, 0)] * 2)
-    g = _kernel_at_points(_in_blocks(kernel[None], stride)[0])
 
-    def of_pictures(x):
+    def prepared(kernel):
+        kernel = jnp.pad(kernel, [(0, r * stride - h)] * 2 + [(0, 0)] * 2)
+        return _kernel_at_points(_in_blocks(kernel[None], stride)[0])
+
+    def of_pictures(x, g):
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
         return _tiles(_in_blocks(x, stride), g, high, wide)[:, : sides[0], : sides[1]]
 
-    return _few_at_once(of_pictures, x, 600 // (high * wide))
+    return Convolution(600 // (high * wide), prepared, of_pictures)
 
 
 def _in_blocks(x, stride):

@@ -31,10 +31,9 @@ def convolution(x, kernel, *, stride=1, padding=0):
     Source: paper, section 3.5; the pair (0, 3) is what the 2012 program did.
     """
     padding = padding if isinstance(padding, tuple) else (padding, padding)
-    on_cpu = cpu.convolution_for(kernel.shape, stride, x.dtype)
-    if on_cpu is None:
+    if cpu.convolution_for(x, kernel, stride, padding) is None:
         return _convolve(x, kernel, stride, padding)
-    return _convolve_by_platform(x, kernel, stride, padding, on_cpu)
+    return _convolve_by_platform(x, kernel, stride, padding)
 
 
 def _convolve(x, kernel, stride, padding):
@@ -48,24 +47,49 @@ def _convolve(x, kernel, stride, padding):
 
 
 # JAX's own derivative would keep what either platform needs for it.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolve_by_platform(x, kernel, stride, padding, on_cpu):
-    cpu, default = (functools.partial(f, stride=stride, padding=padding) for f in (on_cpu, _convolve))
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_by_platform(x, kernel, stride, padding):
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=cpu.convolution_for(x, kernel, stride, padding),
+        default=functools.partial(_convolve, stride=stride, padding=padding),
+    )
 
 
-def _convolve_forward(x, kernel, stride, padding, on_cpu):
-    return _convolve_by_platform(x, kernel, stride, padding, on_cpu), (x, kernel)
+def _convolve_forward(x, kernel, stride, padding):
+    return _convolve_by_platform(x, kernel, stride, padding), (x, kernel)
 
 
-def _convolve_backward(stride, padding, on_cpu, saved, g):
-    def gradients(convolve):
-        return lambda x, kernel, g: jax.vjp(lambda *inputs: convolve(*inputs, stride, padding), x, kernel)[1](g)
-
-    return lax.platform_dependent(*saved, g, cpu=gradients(on_cpu), default=gradients(_convolve))
+def _convolve_backward(stride, padding, saved, g):
+    natural = functools.partial(_convolve, stride=stride, padding=padding)
+    return lax.platform_dependent(
+        *saved,
+        g,
+        cpu=cpu.convolution_for(*saved, stride, padding).gradients,
+        default=lambda x, kernel, g: jax.vjp(natural, x, kernel)[1](g),
+    )
 
 
 _convolve_by_platform.defvjp(_convolve_forward, _convolve_backward)
+
+
+@jax.custom_vjp
+def relu(x):
+    """max(0, x); its gradient reads the result, which the next layer keeps anyway, and not x.
+
+    Args:
+      x: floating-point array.
+
+    Returns:
+      Array of the shape and dtype of x.
+
+    Source: paper, section 3.1.
+    """
+    return _picture_by_picture(lambda x: jnp.maximum(x, 0), x)
+
+
+relu.defvjp(lambda x: (relu(x),) * 2, lambda y, g: (jnp.where(y > 0, g, 0),))
 
 
 def max_pool(x, size=3, stride=2, *, round_up=False):
@@ -189,27 +213,46 @@ def same_map_response_norm(x, n=5, k=1.0, alpha=1e-3, beta=0.75):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _lrn(x, window, k, alpha, beta):
     """The norm over a window of the last axes."""
-    return _lrn_forward(x, window, k, alpha, beta)[0]
+
+    def normalized(x):
+        a = _at_least_float32(x)
+        d = k + alpha * _window_sum(a * a, window)
+        return (a * _power(d, -beta)).astype(x.dtype)
+
+    return _picture_by_picture(normalized, x)
 
 
 def _lrn_forward(x, window, k, alpha, beta):
-    a = _at_least_float32(x)
-    d = k + alpha * _window_sum(a * a, window)
-    # Only x is kept for the gradient: to compute d again costs less than to store it.
-    return (a * _power(d, -beta)).astype(x.dtype), x
+    return _lrn(x, window, k, alpha, beta), x  # to compute d again costs less than to store it
 
 
 def _lrn_backward(window, k, alpha, beta, x, g):
     # dL/da_i = g_i d_i^-beta - 2 alpha beta a_i * sum over windows that hold i of g_j a_j d_j^(-beta-1);
     # the windows are symmetric, so those that hold i are centred in window(i).
-    a, g32 = _at_least_float32(x), _at_least_float32(g)
-    d = k + alpha * _window_sum(a * a, window)
-    scale = _power(d, -beta)
-    dx = g32 * scale - 2 * alpha * beta * a * _window_sum(g32 * a * scale / d, window)
-    return (dx.astype(x.dtype),)
+    def gradient(x, g):
+        a, g = _at_least_float32(x), _at_least_float32(g)
+        d = k + alpha * _window_sum(a * a, window)
+        scale = _power(d, -beta)
+        dx = g * scale - 2 * alpha * beta * a * _window_sum(g * a * scale / d, window)
+        return dx.astype(x.dtype)
+
+    x, g = lax.optimization_barrier((x, g))  # else the compiler would find the forward pass's d, and store it
+    return (_picture_by_picture(gradient, x, g),)
 
 
 _lrn.defvjp(_lrn_forward, _lrn_backward)
+
+
+def _picture_by_picture(f, *arrays):
+    """f(*arrays), of arrays (N, ..., C) of which f takes each picture by itself; on a CPU a few at a time."""
+    if arrays[0].ndim == 1:
+        return f(*arrays)
+
+    def on_cpu(*arrays):
+        few = 600_000 // max(arrays[0][0].size, 1)
+        return cpu.few_at_once(lambda *parts: (f(*parts), ()), few, *arrays)[0]
+
+    return lax.platform_dependent(*arrays, cpu=on_cpu, default=f)
 
 
 def _window_sum(x, window):

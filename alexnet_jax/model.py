@@ -138,7 +138,8 @@ class _Weights(nn.Module):
             whole = jnp.zeros((self.local, *window, inputs, self.outputs), self.dtype)
             kernel = whole.at[..., *jnp.array(seen).T].set(kernel)
         if isinstance(layer, Dense):
-            return [h @ kernel[t] + bias[t] for t, h in enumerate(hs)]  # (N, units/T)
+            # All towers in one product: the kernel of each by itself would be a copy.
+            return list(jnp.stack(hs) @ kernel + bias[:, None])  # (N, units/T)
         convolve = functools.partial(layers.convolution, stride=layer.stride, padding=layer.padding)
         return [convolve(h, kernel[t]) + bias[t] for t, h in enumerate(hs)]  # (N, H', W', maps/T)
 
@@ -175,7 +176,7 @@ def _within_a_tower(layer, h):
     """What a layer without weights makes of the maps or neurons of one tower, at test time."""
     match layer:
         case ReLU():
-            return nn.relu(h)
+            return layers.relu(h)
         case Tanh(amplitude, slope):
             return amplitude * jnp.tanh(slope * h)
         case LRN(n, k, alpha, beta, average):

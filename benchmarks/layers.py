@@ -31,7 +31,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 with contextlib.suppress(ImportError):
-    import torch  # before JAX: see train_step.py
+    import torch  # before JAX and TensorFlow: their copies of LLVM do not bear each other in the other order
     from torch.nn import functional as torch_functional
 
 import flax.linen as nn

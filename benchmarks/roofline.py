@@ -31,7 +31,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from layers import copy_bandwidth, seconds, shapes_of  # before JAX: it brings PyTorch
-from train_step import in_jax
+from train_step_jax import in_jax
 
 # isort: split
 import jax
@@ -123,16 +123,16 @@ def operations_of(program, traced, names):
 
 def trace(contestant, steps):
     """The program of the compiled step, and milliseconds a step of each operation in it by name."""
-    train, state, key = contestant["train"], contestant["state"], jax.random.key(0)
-    compiled = train.lower(*state, key).compile(compiler_options=ONE_BY_ONE)
-    *state, loss = compiled(*state, key)
+    train, state, inputs = contestant["train"], contestant["state"], contestant["inputs"]
+    compiled = train.lower(*state, *inputs).compile(compiler_options=ONE_BY_ONE)
+    *state, loss = compiled(*state, *inputs)
     loss.block_until_ready()
     profiler = jax.profiler.ProfileOptions()
     profiler.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory, profiler_options=profiler):
             for _ in range(steps):
-                *state, loss = compiled(*state, key)
+                *state, loss = compiled(*state, *inputs)
                 loss.block_until_ready()
         (written,) = Path(directory).rglob("*.xplane.pb")
         planes = list(jax.profiler.ProfileData.from_file(str(written)).planes)
@@ -194,10 +194,10 @@ def main():
     batch = jnp.asarray(images, jnp.float32), jnp.asarray(draw.integers(0, architecture[-1].units, options.batch))
     network = AlexNet(architecture, dtype=dtype)
     params = jax.jit(network.init)(jax.random.key(0), batch[0][:1])["params"]
-    contestant = in_jax(network, params, batch)
+    contestant = in_jax(network, params, batch, getattr(architecture[-1], "rubbish", None))
     for _ in range(2):
-        contestant["step"]()
-    taken = statistics.median(seconds(contestant["step"], lambda _: None) for _ in range(3))
+        jax.block_until_ready(contestant["step"]())
+    taken = statistics.median(seconds(contestant["step"], jax.block_until_ready) for _ in range(3))
 
     program, times = trace(contestant, options.steps)
     names = layer_names(architecture)

@@ -90,9 +90,14 @@ def test_convolution_and_gradients_equal_loops(size, stride, padding, pixels):
     assert_agrees(lambda x, k: convolution(x, k, stride=stride, padding=padding), (x, kernel), g, wanted)
 
 
-def conv_with_gradients(convolve, x, kernel, stride, padding, seed):
-    y, pull = jax.vjp(lambda *xs: convolve(*xs, stride, padding), jnp.asarray(x), jnp.asarray(kernel))
-    return y, *pull(jnp.asarray(draw(seed, *y.shape), y.dtype))
+def naturally(x, kernel, stride, padding, g):
+    y, pull = jax.vjp(lambda *inputs: layers._convolve(*inputs, stride, padding), x, kernel)
+    return y, *pull(g)
+
+
+def on_a_cpu(way, x, kernel, stride, padding, g):
+    convolve = way(x, kernel, stride, padding)
+    return convolve(x, kernel), *convolve.gradients(x, kernel, g)
 
 
 @settings(max_examples=20)  # each compiles
@@ -107,9 +112,10 @@ def test_convolution_by_tiles_is_convolution(sides, h, stride, padding, seed):
     assume(-(-h // stride) in cpu.SIDES)
     x, kernel = draw(seed, *sides, 3), draw(seed + 1, h, h, 3, 4)
     with jax.enable_x64(True):
-        wanted = conv_with_gradients(layers._convolve, x, kernel, stride, padding, seed + 2)
-        got = conv_with_gradients(cpu.by_tiles, x, kernel, stride, padding, seed + 2)
-        for one, other in zip(got, wanted, strict=True):
+        x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+        g = draw(seed + 2, *jax.eval_shape(lambda: layers._convolve(x, kernel, stride, padding)).shape)
+        wanted = naturally(x, kernel, stride, padding, g)
+        for one, other in zip(on_a_cpu(cpu.by_tiles, x, kernel, stride, padding, g), wanted, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
@@ -124,19 +130,21 @@ def test_convolution_by_tiles_is_convolution(sides, h, stride, padding, seed):
 def test_convolution_by_patches_is_convolution(sides, window, stride, padding, seed):
     x, kernel = draw(seed, *sides, 3), draw(seed + 1, *window, 3, 4)
     with jax.enable_x64(True):
-        wanted = conv_with_gradients(layers._convolve, x, kernel, stride, padding, seed + 2)
-        got = conv_with_gradients(cpu.by_patches, x, kernel, stride, padding, seed + 2)
-        for one, other in zip(got, wanted, strict=True):
+        x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+        g = draw(seed + 2, *jax.eval_shape(lambda: layers._convolve(x, kernel, stride, padding)).shape)
+        wanted = naturally(x, kernel, stride, padding, g)
+        for one, other in zip(on_a_cpu(cpu.by_patches, x, kernel, stride, padding, g), wanted, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("h", "stride", "maps", "outputs"), [(11, 4, 3, 48), (5, 1, 48, 128), (3, 1, 256, 192)])
 def test_what_tiles_lose_to_rounding_in_the_papers_layers(h, stride, maps, outputs):
     x, kernel = draw(0, 4, 27, 27, maps), draw(1, h, h, maps, outputs)
+    g = draw(2, 4, *[(27 + 2 * (h // 2) - h) // stride + 1] * 2, outputs)
     with jax.enable_x64(True):
-        wanted = conv_with_gradients(layers._convolve, x, kernel, stride, (h // 2, h // 2), 2)
-    got = conv_with_gradients(cpu.by_tiles, np.float32(x), np.float32(kernel), stride, (h // 2, h // 2), 2)
-    for one, other in zip(got, wanted, strict=True):
+        wanted = naturally(jnp.asarray(x), jnp.asarray(kernel), stride, (h // 2, h // 2), g)
+    x, kernel, g = jnp.float32(x), jnp.float32(kernel), jnp.float32(g)
+    for one, other in zip(on_a_cpu(cpu.by_tiles, x, kernel, stride, (h // 2, h // 2), g), wanted, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
 
 

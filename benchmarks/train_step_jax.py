@@ -1,0 +1,271 @@
+"""Contestants of train_step.py in JAX: this project, and the network as one writes it first in Flax."""
+
+import functools
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from train_step import DECAY, MOMENTUM, RATE
+
+from alexnet_jax import AlexNet, networks, update_rule
+from alexnet_jax.architectures import LRN, RBF, Conv, Dense, Flatten, Input, layer_names, towers_of
+
+
+def plain_layers(architecture):
+    """The layers for who has all maps in one array and does not know this project: their fields, `kind` and `name`.
+
+    Conv and LRN get `groups` where towers do not talk, the first Dense `sees`, the maps (H, W, C) that it is given, and
+    a table, codes and scales become NumPy arrays.
+    """
+    names, shapes, found, maps = layer_names(architecture), output_shapes(architecture), [], None
+    for name, before, layer in zip(names, (None, *names), architecture, strict=False):
+        fields = {"kind": type(layer).__name__, "name": name, **vars(layer)}
+        groups = 1 if fields.get("sees") == "all" or name == "conv1" else towers_of(architecture)
+        match layer:
+            case Input(scale=scale):
+                fields["scale"] = None if scale == 1 else np.float32(scale)
+            case Conv(padding=padding, table=table):
+                fields |= {"groups": groups, "padding": padding if isinstance(padding, tuple) else (padding,) * 2}
+                fields["mask"] = None if table is None else mask_of(layer, shapes[before][-1])
+            case LRN(n, alpha=alpha, average=average):
+                fields |= {"groups": groups, "alpha": alpha / n if average else alpha}
+            case Flatten():
+                maps = shapes[before]
+            case Dense():
+                fields["sees"], maps = maps, None
+            case RBF(codes):
+                fields["codes"] = np.float32([[1 if pixel == "#" else -1 for pixel in code] for code in codes])
+        found.append(SimpleNamespace(**fields))
+    return found
+
+
+def output_shapes(architecture):
+    """The shape of each layer's output by name, without the batch: (H, W, C) or (units,)."""
+    first, network = architecture[0], AlexNet(architecture)
+    image = jax.ShapeDtypeStruct((1, first.size, first.size, first.channels), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), image)
+    _, sown = jax.eval_shape(lambda v, x: network.apply(v, x, mutable="intermediates"), variables, image)
+    shapes = {name.removesuffix("_output"): found[0].shape[1:] for name, found in sown["intermediates"].items()}
+    return {"input": image.shape[1:], **shapes}
+
+
+def mask_of(layer, inputs):
+    """Which weights (h, w, C, O) a convolution with a table has: 0 or 1."""
+    mask = np.zeros((layer.size, layer.size, inputs, layer.maps), np.float32)
+    for output, seen in enumerate(layer.table):
+        mask[..., list(seen), output] = 1
+    return mask
+
+
+def to_plain(params, layers):
+    """This project's parameters, or their gradients, as PlainFlax's: towers side by side, fc6's rows pixel by pixel."""
+    plain = {}
+    for layer in layers:
+        if layer.name in params:
+            kernel, bias = (np.asarray(params[layer.name][name]) for name in ("kernel", "bias"))
+            towers, kernel = len(kernel), np.concatenate(list(kernel), -1)
+            match layer.kind:
+                case "Conv" if layer.mask is not None:
+                    whole = np.zeros(layer.mask.shape, kernel.dtype)
+                    whole.swapaxes(2, 3)[layer.mask.swapaxes(2, 3) == 1] = kernel.ravel()
+                    kernel = whole
+                case "Dense" if layer.sees:  # (T H W C/T, O) -> (H W T C/T, O)
+                    high, wide, maps = layer.sees
+                    kernel = kernel.reshape(towers, high * wide, maps // towers, -1).swapaxes(0, 1)
+                    kernel = kernel.reshape(high * wide * maps, -1)
+            plain[layer.name] = {"kernel": kernel, "bias": bias.reshape(-1)}
+    return plain
+
+
+class PlainFlax(nn.Module):
+    """The network as one writes it first: all maps in one array, groups where towers do not talk."""
+
+    layers: tuple
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        """(N, H, W, C) -> (N, K) float32."""
+        for layer in self.layers:
+            match layer.kind:
+                case "Input":
+                    x = (x if layer.scale is None else x * layer.scale).astype(self.dtype)
+                case "Conv":
+                    x = nn.Conv(
+                        layer.maps,
+                        (layer.size, layer.size),
+                        layer.stride,
+                        [layer.padding] * 2,
+                        feature_group_count=layer.groups,
+                        mask=layer.mask,
+                        dtype=self.dtype,
+                        name=layer.name,
+                    )(x)
+                case "Dense":
+                    x = nn.Dense(layer.units, dtype=self.dtype, name=layer.name)(x)
+                case "Subsample":
+                    x = PlainSubsample(layer.size, self.dtype, name=layer.name)(x)
+                case "Dropout" if layer.rescale:
+                    x = nn.Dropout(layer.rate, deterministic=not train)(x)
+                case "Dropout" if train:
+                    x = x * jax.random.bernoulli(self.make_rng("dropout"), 1 - layer.rate, x.shape)
+                case "Dropout":
+                    x = x * (1 - layer.rate)
+                case _:
+                    x = without_weights(layer, x)
+        return x.astype(jnp.float32)
+
+
+class PlainSubsample(nn.Module):
+    """LeNet-5's subsampling."""
+
+    size: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        """(N, H, W, C) -> (N, H', W', C)."""
+        kernel = self.param("kernel", nn.initializers.ones, x.shape[-1:]).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(self.dtype)
+        return kernel * nn.avg_pool(x, (self.size,) * 2, (self.size,) * 2) + bias
+
+
+def without_weights(layer, x):
+    """A layer that has no weights and is the same in training and at test time."""
+    match layer.kind:
+        case "ReLU":
+            return nn.relu(x)
+        case "Tanh":
+            return layer.amplitude * jnp.tanh(layer.slope * x)
+        case "LRN":
+            a = x.reshape(*x.shape[:-1], layer.groups, -1).astype(jnp.float32)
+            window, edges = (1,) * 4 + (layer.n,), [(0, 0)] * 4 + [(layer.n // 2, layer.n // 2)]
+            sums = jax.lax.reduce_window(a**2, 0.0, jax.lax.add, window, (1,) * 5, edges)
+            return (a / (layer.k + layer.alpha * sums) ** layer.beta).reshape(x.shape).astype(x.dtype)
+        case "SameMapLRN":
+            a = x.astype(jnp.float32)
+            means = nn.avg_pool(a**2, (layer.n, layer.n), padding="SAME")
+            return (a / (layer.k + layer.alpha * means) ** layer.beta).astype(x.dtype)
+        case "MaxPool" | "AveragePool":
+            average = functools.partial(nn.avg_pool, count_include_pad=False)
+            pool = nn.max_pool if layer.kind == "MaxPool" else average
+            beyond = [-(side - layer.size) % layer.stride if layer.round_up else 0 for side in x.shape[1:3]]
+            return pool(x, (layer.size,) * 2, (layer.stride,) * 2, [(0, pixels) for pixels in beyond])
+        case "Flatten":
+            return x.reshape(len(x), -1)
+        case "RBF":
+            return -jnp.square(x[:, None] - layer.codes.astype(x.dtype)).sum(-1)
+
+
+def in_jax(model, params, batch, rubbish=None):
+    """A contestant: calls that compile and take a step, predict, and give the loss and its gradients at test time.
+
+    Args:
+      model: AlexNet or PlainFlax.
+      params: its parameters, which the first step takes away.
+      batch: images (N, H, W, C) float32 and labels (N,).
+      rubbish: as in architectures.RBF.
+    """
+    rule = update_rule("decoupled", RATE, momentum=MOMENTUM, weight_decay=DECAY)
+
+    def loss_of(params, images, labels, key=None):
+        rngs = {} if key is None else {"dropout": key}
+        logits = model.apply({"params": params}, images, train=key is not None, rngs=rngs)
+        if rubbish is not None:
+            logits = jnp.pad(logits, ((0, 0), (0, 1)), constant_values=-rubbish)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train(params, velocity, images, labels, key):
+        loss, gradients = jax.value_and_grad(loss_of)(params, images, labels, key)
+        updates, velocity = rule.update(gradients, velocity, params)
+        return optax.apply_updates(params, updates), velocity, loss
+
+    state, inputs = [params, rule.init(params)], (*batch, jax.random.key(0))
+    predict = jax.jit(lambda params, images: model.apply({"params": params}, images))
+    device = jax.devices()[0]
+
+    @functools.cache
+    def compiled():
+        return train.lower(*state, *inputs).compile()
+
+    def step():
+        state[0], state[1], loss = compiled()(*state, *inputs)
+        return loss
+
+    return {
+        "train": train,
+        "state": state,
+        "inputs": inputs,
+        "compile": compiled,
+        "step": step,
+        "forward": lambda: predict(state[0], batch[0]),
+        "gradients": lambda: jax.device_get(jax.jit(jax.value_and_grad(loss_of))(state[0], *batch)),
+        "wait": jax.block_until_ready,
+        "allocated": lambda: (device.memory_stats() or {}).get("peak_bytes_in_use"),
+        "device": device.device_kind,
+        "on_cpu": device.platform == "cpu",
+    }
+
+
+def write(path, arrays):
+    """Writes {layer: {name: array}} for `read`."""
+    np.savez(path, **{f"{layer}/{name}": a for layer, named in arrays.items() for name, a in named.items()})
+
+
+def read(path):
+    """{layer: {name: array}}, one array after the other, so that no second copy of them all is held."""
+    found = {}
+    with np.load(path) as arrays:
+        for key in arrays:
+            layer, _, name = key.partition("/")
+            found.setdefault(layer, {})[name] = jnp.array(arrays[key])
+    return found
+
+
+def prepare(folder, network, batch_size):
+    """Draws weights and a batch, writes them into a folder as this project and as others have them.
+
+    Returns:
+      plain_layers of the network.
+    """
+    if network not in networks.NAMED:
+        sys.exit(f"error: --network is {network}; accepted are {', '.join(networks.NAMED)}.")
+    architecture = networks.NAMED[network]
+    first, draw = architecture[0], np.random.default_rng(0)
+    images = draw.normal(scale=60, size=(batch_size, first.size, first.size, first.channels)).astype(np.float32)
+    labels = draw.integers(0, architecture[-1].units, batch_size)
+    params = jax.jit(AlexNet(architecture).init)(jax.random.key(0), images[:1])["params"]
+    layers = plain_layers(architecture)
+    np.savez(folder / "batch.npz", images=images, labels=labels)
+    write(folder / "this project.npz", params)
+    write(folder / "plain.npz", to_plain(params, layers))
+    return layers
+
+
+def contestant(folder, network, layers, *, ours, dtype, exact):
+    """This project or plain Flax on what `prepare` wrote; `exact`: where products of float32 have all their digits."""
+    if exact:
+        jax.config.update("jax_default_matmul_precision", "highest")
+    dtype, architecture = jnp.dtype(dtype), networks.NAMED[network]
+    model = AlexNet(architecture, dtype=dtype) if ours else PlainFlax(tuple(layers), dtype)
+    with np.load(folder / "batch.npz") as arrays:
+        batch = tuple(jnp.array(arrays[name]) for name in ("images", "labels"))
+    params = read(folder / ("this project.npz" if ours else "plain.npz"))
+    made = in_jax(model, params, batch, getattr(architecture[-1], "rubbish", None))
+    if ours:
+        loss_and_gradients = made["gradients"]
+
+        def gradients():
+            loss, found = loss_and_gradients()
+            return loss, to_plain(found, layers)
+
+        made["gradients"] = gradients
+    return made
