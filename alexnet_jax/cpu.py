@@ -76,9 +76,10 @@ def convolution_for(x, kernel, stride, padding):
     would lose too much to rounding.
     """
     h, w, maps, outputs = kernel.shape
-    if x.dtype.itemsize < 4:
+    tiny = min(x.shape[1:3]) + sum(padding) - h < 3 * stride  # less than two tiles of outputs
+    if x.dtype.itemsize < 4 or tiny:
         return None
-    if h == w and -(-h // stride) in SIDES and (stride > 1 or h * w * maps * outputs > 20_000):
+    if h == w and -(-h // stride) in SIDES and (stride > 1 or kernel.size > 20_000):
         return by_tiles(x, kernel, stride, padding)
     return by_patches(x, kernel, stride, padding) if maps <= 3 and outputs >= 32 else None
 

@@ -244,12 +244,12 @@ _lrn.defvjp(_lrn_forward, _lrn_backward)
 
 
 def _picture_by_picture(f, *arrays):
-    """f(*arrays), of arrays (N, ..., C) of which f takes each picture by itself; on a CPU a few at a time."""
-    if arrays[0].ndim == 1:
+    """f(*arrays), of arrays (N, ..., C) of which f takes each picture by itself; on a CPU, of many a few at a time."""
+    if arrays[0].size < 1_000_000:
         return f(*arrays)
 
     def on_cpu(*arrays):
-        few = 600_000 // max(arrays[0][0].size, 1)
+        few = 600_000 // arrays[0][0].size
         return cpu.few_at_once(lambda *parts: (f(*parts), ()), few, *arrays)[0]
 
     return lax.platform_dependent(*arrays, cpu=on_cpu, default=f)

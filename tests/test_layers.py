@@ -177,7 +177,7 @@ def test_accelerators_keep_the_operations_that_are_natural_to_them(platform):
     pool = operations(lambda x: max_pool(x).sum(), 3, 3, 3, 2)
     assert ("select_and_scatter" in pool) == (platform != "cpu")
     for h, stride, maps, outputs in ((11, 4, 3, 48), (5, 1, 48, 128), (5, 1, 3, 32)):
-        x = jnp.ones((2, 15, 15, maps))
+        x = jnp.ones((2, 25, 25, maps))
         conv = operations(lambda kernel, x=x, s=stride: convolution(x, kernel, stride=s).sum(), h, h, maps, outputs)
         assert ("while" in conv) == (platform == "cpu")
         assert conv.count("convolution") == (0 if platform == "cpu" else 2)
