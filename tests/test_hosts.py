@@ -321,3 +321,17 @@ def test_a_process_that_slurm_starts_alone_still_hears_sigterm(data_dir, tmp_pat
     [(code, shown, errors)] = end([process])
     assert code == 0, errors
     assert f"SIGTERM: saved {tmp_path} after step " in shown
+
+
+def test_compiled_programs_are_kept_by_host_unless_the_environment_says_where(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    hosts.keep_compiled()
+    assert jax.config.jax_compilation_cache_dir == before
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    try:
+        hosts.keep_compiled()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "alexnet_jax" / socket.gethostname())
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

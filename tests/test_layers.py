@@ -183,6 +183,33 @@ def test_accelerators_keep_the_operations_that_are_natural_to_them(platform):
         assert conv.count("convolution") == (0 if platform == "cpu" else 2)
 
 
+@pytest.mark.parametrize("operation", [local_response_norm, layers.relu])
+def test_an_array_that_is_large_enough_for_loops_gives_what_its_halves_give(operation):
+    x, g = (jnp.asarray(draw(seed, 42, 30, 30, 32, scale=20), jnp.float32) for seed in (0, 1))
+    assert x.size >= 1_000_000 > x.size / 2  # where layers begins to take a few pictures at a time
+    y, pull = jax.vjp(operation, x)
+    for half in (slice(21), slice(21, 42)):
+        y_half, pull_half = jax.vjp(operation, x[half])
+        np.testing.assert_allclose(y[half], y_half, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(pull(g)[0][half], pull_half(g[half])[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_relu_passes_no_gradient_where_it_gives_zero():
+    x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0])
+    y, pull = jax.vjp(layers.relu, x)
+    np.testing.assert_array_equal(y, [0, 0, 0, 1e-30, 3])
+    np.testing.assert_array_equal(pull(jnp.full(5, 7.0))[0], [0, 0, 0, 7, 7])
+
+
+@given(st.integers(1, 12), st.integers(0, 13))
+@settings(max_examples=15)
+def test_a_few_pictures_at_a_time_are_all_of_them_once(n, few):
+    x = draw(0, n, 3)
+    rows, sums = cpu.few_at_once(lambda x: (2 * x, {"sum": x.sum(0)}), few, jnp.asarray(x))
+    np.testing.assert_allclose(rows, 2 * x, rtol=1e-6)
+    np.testing.assert_allclose(sums["sum"], x.sum(0), rtol=1e-5, atol=1e-6)
+
+
 def test_the_papers_first_layer_takes_224_pixels_to_55_with_the_zeros_at_the_end():
     x = jnp.ones((1, 224, 224, 1))
     y = convolution(x, jnp.ones((11, 11, 1, 1)), stride=4, padding=(0, 3))[0, ..., 0]
