@@ -32,7 +32,9 @@ def few_at_once(f, few, *arrays):
     Returns:
       What f returns, of all N pictures.
     """
-    n = len(arrays[0])
+    n = arrays[0].shape[0]
+    if not isinstance(n, int):  # the N of an export, which stands for any
+        return f(*arrays)
     few = max(k for k in range(1, n + 1) if n % k == 0 and k <= max(few, 1))
     rows, sums = jax.eval_shape(f, *(jax.ShapeDtypeStruct((few, *a.shape[1:]), a.dtype) for a in arrays))
     # Filled with a number of what came last, as XLA would make room for constants early, for all that is to come.
@@ -158,13 +160,13 @@ def _tiles(x, g, high, wide):
     d = [_combine(values, [row[:, :, j : j + _TILE * (wide - 1) + 1 : _TILE] for j in starts]) for row in rows]
 
     def product(tile, kernel):
-        return (tile.reshape(-1, tile.shape[-1]) @ kernel).reshape(*tile.shape[:-1], -1)
+        return (tile.reshape(-1, tile.shape[-1]) @ kernel).reshape(*tile.shape[:-1], kernel.shape[-1])
 
     products = [[product(*pair) for pair in zip(*rows, strict=True)] for rows in zip(d, g, strict=True)]
     columns = zip(*(_combine(outputs, row) for row in products), strict=True)
     y = [_combine(outputs, column) for column in columns]  # [right in the tile][down in the tile]
     y = jnp.stack([jnp.stack(row, axis=3) for row in zip(*y, strict=True)], axis=2)
-    return y.reshape(len(x), _TILE * high, _TILE * wide, -1)
+    return y.reshape(x.shape[0], _TILE * high, _TILE * wide, y.shape[-1])
 
 
 def _combine(matrix, column):

@@ -245,7 +245,7 @@ _lrn.defvjp(_lrn_forward, _lrn_backward)
 
 def _picture_by_picture(f, *arrays):
     """f(*arrays), of arrays (N, ..., C) of which f takes each picture by itself; on a CPU, of many a few at a time."""
-    if arrays[0].size < 1_000_000:
+    if not isinstance(arrays[0].shape[0], int) or arrays[0].size < 1_000_000:
         return f(*arrays)
 
     def on_cpu(*arrays):
