@@ -78,7 +78,7 @@ def convolution_for(x, kernel, stride, padding):
     would lose too much to rounding.
     """
     h, w, maps, outputs = kernel.shape
-    tiny = min(x.shape[1:3]) + sum(padding) - h < 3 * stride  # less than two tiles of outputs
+    tiny = min(x.shape[1:3]) + sum(padding) - h < 7 * stride  # less than four tiles of outputs
     if x.dtype.itemsize < 4 or tiny:
         return None
     if h == w and -(-h // stride) in SIDES and (stride > 1 or kernel.size > 20_000):
