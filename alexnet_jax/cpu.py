@@ -52,7 +52,13 @@ def few_at_once(f, few, *arrays):
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """A way to convolve: layers.convolution is of_pictures(x, prepared(kernel)), of a few pictures at a time."""
+    """A way to convolve: layers.convolution is of_pictures(x, prepared(kernel)), of a few pictures at a time.
+
+    Attributes:
+      few: how many pictures at a time fit the cache.
+      prepared: takes the kernel (h, w, C, O) to what of_pictures needs of it, a tree of arrays.
+      of_pictures: takes (n, H, W, C) and that to (n, H', W', O).
+    """
 
     few: int
     prepared: Callable
@@ -116,7 +122,7 @@ def by_tiles(x, kernel, stride, padding):
     strided convolution is one of stride 1, whose maps are the pixels of a block of stride x stride.
 
     It adds in another order than the sum as written, and what it adds is larger: in float32 it is off by some 1e-6 of
-    the largest number for r = 3, and 5e-6 (the gradient of the kernel: 1.4e-5) for r = 5.
+    the largest number for r = 3, and 5e-6 (the gradient of the kernel: 1.6e-5) for r = 5.
 
     For kernels (h, h, C, O) with r = h / stride, rounded up, in SIDES.
     """

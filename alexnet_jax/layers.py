@@ -26,7 +26,8 @@ def convolution(x, kernel, *, stride=1, padding=0):
         224 pixels to 55 outputs with (0, 3).
 
     Returns:
-      (N, H', W', O) with H' = (H + before + after - h) // stride + 1.
+      (N, H', W', O) with H' = (H + before + after - h) // stride + 1. On a CPU large kernels
+      go by tiles, at the cost of some digits (cpu.by_tiles).
 
     Source: paper, section 3.5; the pair (0, 3) is what the 2012 program did.
     """
