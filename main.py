@@ -42,6 +42,7 @@ def main(argv):
 
     data.hide_accelerators_from_tensorflow()
     hosts.keep_compiled()
+    hosts.convolve_with_eigen()
     try:
         with hosts.session(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, TIMEOUT.value):
             loop.train(CONFIG.value, WORKDIR.value)

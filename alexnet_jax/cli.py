@@ -195,6 +195,7 @@ def _evaluate(options):
         raise UsageError("--dataset and --split go with --weights; a run is evaluated on its own. Leave them out.")
     data.hide_accelerators_from_tensorflow()
     hosts.keep_compiled()
+    hosts.convolve_with_eigen()
     with hosts.session(options.coordinator, options.num_processes, options.process_id, options.timeout):
         if options.weights:
             try:

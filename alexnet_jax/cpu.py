@@ -83,29 +83,44 @@ def convolution_for(x, kernel, stride, padding):
     The limits are where each became the quickest in the networks of `networks`. Narrow types are left alone: they
     would lose too much to rounding.
     """
-    h, w, maps, outputs = kernel.shape
-    tiny = min(x.shape[1:3]) + sum(padding) - h < 7 * stride  # less than four tiles of outputs
-    if x.dtype.itemsize < 4 or tiny:
+    if x.dtype.itemsize < 4:
         return None
-    if h == w and -(-h // stride) in SIDES and (stride > 1 or kernel.size > 20_000):
-        return by_tiles(x, kernel, stride, padding)
-    return by_patches(x, kernel, stride, padding) if maps <= 3 and outputs >= 32 else None
-
-
-def by_patches(x, kernel, stride, padding):
-    """One matrix product for all that the kernels see of a few maps: a Convolution for arrays of these shapes."""
     h, w, maps, outputs = kernel.shape
-    sides = [(side + sum(padding) - k) // stride + 1 for side, k in zip(x.shape[1:3], (h, w), strict=True)]
-    down, right = (stride * (side - 1) + 1 for side in sides)
+    high, wide = _sides(x, kernel, stride, padding)
+    if h * x.shape[2] * maps * wide * outputs <= 100_000:  # numbers in the matrix
+        return by_rows(x, kernel, stride, padding)
+    large = (stride > 1 or kernel.size > 100_000) and min(high, wide) > 3 * _TILE
+    return by_tiles(x, kernel, stride, padding) if large and h == w and -(-h // stride) in SIDES else None
 
-    def of_pictures(x, kernel):
-        x = jnp.pad(x, [(0, 0), padding, padding, (0, 0)])
-        seen = [x[:, i : i + down : stride, j : j + right : stride] for i in range(h) for j in range(w)]
-        return jnp.concatenate(seen, -1) @ kernel
 
-    return Convolution(
-        16_000 // (sides[0] * sides[1]), lambda kernel: kernel.reshape(h * w * maps, outputs), of_pictures
-    )
+def _sides(x, kernel, stride, padding):
+    """Of what layers.convolution returns: (H', W')."""
+    return [(side + sum(padding) - k) // stride + 1 for side, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
+
+
+def by_rows(x, kernel, stride, padding):
+    """A whole row of outputs at a time, by one matrix product: a Convolution for arrays of these shapes.
+
+    The matrix is the kernel's, once for each output of the row, each time `stride` pixels further on; most of it is
+    zeros. That is still quicker than to go from pixel to pixel where the maps are few and small, as LeNet's.
+    """
+    h, w, maps, outputs = kernel.shape
+    high, wide = _sides(x, kernel, stride, padding)
+    down = stride * (high - 1) + 1
+    places = np.zeros((w, stride * (wide - 1) + w, wide), x.dtype)  # of a weight, in the padded row, for an output
+    for j in range(w):
+        places[j, j + stride * np.arange(wide), np.arange(wide)] = 1
+    places = places[:, padding[0] :][:, : x.shape[2]]
+
+    def prepared(kernel):
+        return jnp.einsum("hwco,wij->hicjo", kernel, places).reshape(-1, wide * outputs)
+
+    def of_pictures(x, matrix):
+        rows = jnp.pad(x.reshape(*x.shape[:2], -1), [(0, 0), padding, (0, 0)])
+        seen = jnp.concatenate([rows[:, i : i + down : stride, : places.shape[1] * maps] for i in range(h)], -1)
+        return (seen @ matrix).reshape(-1, high, wide, outputs)
+
+    return Convolution(2**22 // (high * h * x.shape[2] * maps), prepared, of_pictures)
 
 
 def by_tiles(x, kernel, stride, padding):
@@ -128,7 +143,7 @@ def by_tiles(x, kernel, stride, padding):
     """
     h = len(kernel)
     r = -(-h // stride)
-    sides = [(side + sum(padding) - h) // stride + 1 for side in x.shape[1:3]]
+    sides = _sides(x, kernel, stride, padding)
     high, wide = (-(-side // _TILE) for side in sides)  # in tiles
     seen = [stride * (_TILE * tiles + r - 1) for tiles in (high, wide)]  # by all tiles, in pixels
     edges = [(padding[0], after - padding[0] - side, 0) for after, side in zip(seen, x.shape[1:3], strict=True)]

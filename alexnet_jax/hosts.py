@@ -6,6 +6,7 @@ process everything here does nothing, or the obvious.
 
 import contextlib
 import faulthandler
+import importlib.util
 import json
 import os
 import platform
@@ -66,6 +67,18 @@ def keep_compiled() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "alexnet_jax" / platform.node()))
+
+
+def convolve_with_eigen() -> None:
+    """Lets XLA give a CPU's convolutions to Eigen, which the small networks train up to 1.4 times as fast with.
+
+    jaxlib 0.10 to 0.12 give them to YNNPACK unless told otherwise. Call it before any device is used; what XLA_FLAGS
+    say about it stays.
+    """
+    flag = "--xla_cpu_experimental_ynn_fusion_type"
+    knows_it = (0, 10) <= jax.version.__version_info__[:2] <= (0, 12) and importlib.util.find_spec("libtpu") is None
+    if knows_it and flag not in os.environ.get("XLA_FLAGS", ""):  # an XLA that does not know a flag ends the program
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=individual_dot".strip()
 
 
 def _connect(coordinator, num_processes, process_id, timeout):

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from train_step import DECAY, MOMENTUM, RATE
 
-from alexnet_jax import AlexNet, networks, update_rule
+from alexnet_jax import AlexNet, hosts, networks, update_rule
 from alexnet_jax.architectures import LRN, RBF, Conv, Dense, Flatten, Input, layer_names, towers_of
 
 
@@ -252,6 +252,8 @@ def prepare(folder, network, batch_size):
 
 def contestant(folder, network, layers, *, ours, dtype, exact):
     """This project or plain Flax on what `prepare` wrote; `exact`: where products of float32 have all their digits."""
+    if ours:
+        hosts.convolve_with_eigen()  # as main.py
     if exact:
         jax.config.update("jax_default_matmul_precision", "highest")
     dtype, architecture = jnp.dtype(dtype), networks.NAMED[network]

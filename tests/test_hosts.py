@@ -335,3 +335,19 @@ def test_compiled_programs_are_kept_by_host_unless_the_environment_says_where(mo
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "alexnet_jax" / socket.gethostname())
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_convolutions_are_eigens_unless_the_environment_says_whose(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    hosts.convolve_with_eigen()
+    flags = "--xla_force_host_platform_device_count=4 --xla_cpu_experimental_ynn_fusion_type=individual_dot"
+    assert os.environ["XLA_FLAGS"] == flags
+    hosts.convolve_with_eigen()
+    assert os.environ["XLA_FLAGS"] == flags
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+    hosts.convolve_with_eigen()
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type="
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(jax.version, "__version_info__", (0, 13, 0))  # perhaps without that flag
+    hosts.convolve_with_eigen()
+    assert "XLA_FLAGS" not in os.environ
