@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from alexnet_jax.config import UsageError
 from alexnet_jax.data import batches, sources, survey
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.evaluate import Errors, evaluate
+from alexnet_jax.files import write_whole
 from alexnet_jax.model import AlexNet, param_specs
 from alexnet_jax.outputs import Journal
 from alexnet_jax.train import (
@@ -110,6 +112,7 @@ def set_up(config, workdir: Path, *, training: bool = True) -> Run:
         check_pretrained(pretrained.params, run.recipe)
     statistics = _read_statistics(run)
     if training and jax.process_index() == 0:
+        write_whole(workdir / "classes.json", json.dumps(run.data.class_names))
         config_lib.save(config, workdir / "config.json")
     # Once and for all on every device, not anew with each batch.
     statistics = jax.device_put(statistics, run.recipe.network.placement.sharding(PartitionSpec()))

@@ -42,6 +42,7 @@ class Weights:
         class.
       classes: a sentence on the order of the classes.
       source: what it was converted from.
+      class_names: of the K classes in their order, or None where the source does not tell them.
     """
 
     architecture: Architecture
@@ -52,6 +53,7 @@ class Weights:
     views: int
     classes: str
     source: str
+    class_names: tuple[str, ...] | None = None
 
     def predict(self, images, views: int = 1):
         """Class probabilities of pictures, with the preprocessing that the weights were trained with.
@@ -130,6 +132,8 @@ def write(weights: Weights, path: Path) -> None:
         arrays |= {"eigenvectors": weights.pca.eigenvectors, "eigenvalues": weights.pca.eigenvalues}
     metadata = {FORMAT: VERSION, "architecture": to_json(weights.architecture)}
     metadata |= {name: str(getattr(weights, name)) for name in ("mean_at", "views", "classes", "source")}
+    if weights.class_names is not None:
+        metadata["class_names"] = json.dumps(weights.class_names)
     # In the order of memory: safetensors writes the bytes as they lie.
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     write_whole(path, safetensors.numpy.save(arrays, metadata))
@@ -195,6 +199,12 @@ def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) 
         layer, _, kind = name.rpartition("/")
         params.setdefault(layer, {})[kind] = array
     check(params, like, path)
+    names = json.loads(metadata.get("class_names", "null"))
+    if names is not None and len(names) != architecture[-1].units:
+        raise UsageError(
+            f"{path} has the names of {len(names)} classes for a network of {architecture[-1].units}. Convert the "
+            "source again."
+        )
     return Weights(
         architecture=architecture,
         params=params,
@@ -204,6 +214,7 @@ def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) 
         views=int(metadata["views"]),
         classes=metadata["classes"],
         source=metadata["source"],
+        class_names=names and tuple(names),
     )
 
 

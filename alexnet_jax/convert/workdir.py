@@ -1,5 +1,6 @@
 """The weights of a run of main.py: of a checkpoint, with the statistics of its training set."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -44,5 +45,12 @@ def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
         mean_at=config.get("mean_at", "crop"),
         views=config.get("views", 10 if config.augment.flip else 5),
         classes=ILSVRC_2012 if dataset == "imagenet2012" and classes == 1000 else f"{classes} classes of {dataset}",
+        class_names=_class_names(workdir / "classes.json", classes),
         source=f"step {step} of the run {workdir.resolve().name} ({config.architecture})",
     )
+
+
+def _class_names(path, count):
+    """Those that the data set of the run has, if it names its classes and the network has no more than these."""
+    names = json.loads(path.read_text()) if path.exists() else None
+    return tuple(names) if names and len(names) == count else None
