@@ -15,5 +15,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
 
+from alexnet_jax import hosts
+
+# As main.py and the commands do: tests call these, and their XLA_FLAGS would reach the children of later tests alone.
+hosts.convolve_with_eigen()
+
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
