@@ -105,6 +105,7 @@ FIELDS = {
     "checkpoint_every_steps": _free(_POSITIVE),
     "log_every_steps": _free(_POSITIVE),
     "profile": _free(_FLAG),
+    "report": _free(_FLAG),
 }
 
 

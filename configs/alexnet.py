@@ -128,6 +128,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.checkpoint_every_steps = 1000  # and at the end of each epoch
     config.log_every_steps = 20
     config.profile = False  # trace the steps 10 to 15 after the start, for TensorBoard's profiler
+    config.report = True  # write report.html when the run ends
 
     config.update_from_flattened_dict(VARIANTS[variant])
     return config

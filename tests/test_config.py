@@ -73,6 +73,7 @@ WRONG = {  # for each field a value of another type, and one that is out of rang
     "checkpoint_every_steps": [None, 0],
     "log_every_steps": [20.0, 0],
     "profile": [0],
+    "report": ["yes"],
 }
 
 
@@ -215,7 +216,7 @@ FREE = {
         "eval_batch_size",
         "views",
     ),
-    *("checkpoint_every_steps", "log_every_steps", "profile"),
+    *("checkpoint_every_steps", "log_every_steps", "profile", "report"),
 }
 
 

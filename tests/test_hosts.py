@@ -46,7 +46,7 @@ def start(workdir, data_dir, *arguments, devices=1, environment=None, cwd=ROOT):
     command = [
         sys.executable, ROOT / "main.py", f"--config={ROOT / 'configs/quickstart.py'}", f"--workdir={workdir}",
         f"--config.data_dir={data_dir}", f"--config.num_steps={STEPS}", "--config.checkpoint_every_steps=8",
-        *arguments,
+        "--config.report=false", *arguments,
     ]  # fmt: skip
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)

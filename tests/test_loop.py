@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 def config_for(folder, **changes):
     config = quickstart.get_config()
-    config.update(dataset=f"folder:{folder}", batch_size=BATCH, eval_batch_size=10, num_steps=24)
+    config.update(dataset=f"folder:{folder}", batch_size=BATCH, eval_batch_size=10, num_steps=24, report=False)
     # An error must fall by nine tenths to count: the rate drops at the second, third and fourth evaluation.
     config.plateau.update(patience=1, threshold=0.9)
     config.update({"checkpoint_every_steps": 3, "log_every_steps": 2, **changes})

@@ -59,7 +59,14 @@ def folder(root, classes, pictures):
 
 def config_for(variant, dataset, **changes):
     config = alexnet.get_config(variant)
-    small = {"dataset": dataset, "image_size": 32, "batch_size": 16, "eval_batch_size": 8, "num_steps": 4}
+    small = {
+        "dataset": dataset,
+        "image_size": 32,
+        "batch_size": 16,
+        "eval_batch_size": 8,
+        "num_steps": 4,
+        "report": False,
+    }
     config.update_from_flattened_dict({**small, "views": 1, **changes})
     return config
 
