@@ -1,10 +1,12 @@
-"""The commands of `python -m alexnet_jax`: summary, prepare, doctor, evaluate, convert, export."""
+"""The commands of `python -m alexnet_jax`: side jobs here, what looks into a trained network in the modules beside."""
 
 import argparse
 import dataclasses
 import json
 import os
 import sys
+
+from alexnet_jax.cli import ensemble, predict
 
 # Heavy imports stand where they are used, so that --help is quick.
 
@@ -80,6 +82,9 @@ def _parser():
         "--views", type=int, choices=(1, 5, 10), default=1, help="of a picture: 5 are those of 10 that are not mirrored"
     )
     export.set_defaults(run=_export)
+
+    predict.add(commands)
+    ensemble.add(commands)
     return parser
 
 

@@ -22,9 +22,7 @@ def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
         if not (workdir / name).exists():
             raise UsageError(f"{workdir} holds no run: it has no {name}. Give the workdir of a run of main.py.")
     config = config_lib.load(workdir / "config.json")
-    with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.step_of(checkpoint)
-        params, notes = checkpoints.params(step)
+    step, params, notes = _read_checkpoint(workdir, checkpoint)
     # Not from the arrays: the last layer of an odd number of classes is rounded up to the towers.
     classes = notes.get("num_classes") or config.num_classes
     if not classes or config.architecture not in networks.NAMED:
@@ -48,6 +46,21 @@ def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
         class_names=_class_names(workdir / "classes.json", classes),
         source=f"step {step} of the run {workdir.resolve().name} ({config.architecture})",
     )
+
+
+def _read_checkpoint(workdir, which):
+    try:
+        with Checkpoints(workdir) as checkpoints:
+            step = checkpoints.step_of(which)
+            return step, *checkpoints.params(step)
+    except UsageError:
+        raise
+    except Exception as error:  # Orbax has no error of its own for files that are cut off
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UsageError(
+            f"the {which} checkpoint of {workdir} cannot be read ({reason}): it is damaged, or was not copied to its "
+            "end. Copy it again, or take another by --checkpoint."
+        ) from error
 
 
 def _class_names(path, count):

@@ -7,6 +7,7 @@ labels       the labels that ILSVRC-2012 itself gives its pictures
 sources      datasets by name, read by random access
 digits       the digits that need no download
 pictures     encoded bytes -> square uint8 pictures
+any_picture  files of any format that Pillow reads -> the same
 batches      the order of examples, and tf.data
 statistics   mean image and colour PCA
 survey       one pass before training that finds what is broken

@@ -1,0 +1,136 @@
+"""The command `ensemble`: the errors of several networks' averaged probabilities."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+
+def add(commands) -> None:
+    """Adds ensemble to the commands."""
+    ensemble = commands.add_parser("ensemble", help="errors of the averaged probabilities of several runs")
+    ensemble.add_argument("--workdir", action="append", default=[], help="folder of a run; give each that takes part")
+    ensemble.add_argument(
+        "--predictions",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="or what --save left of it; both may be mixed",
+    )
+    ensemble.add_argument(
+        "--save", metavar="FOLDER", help="keep the predictions of the runs there, as NAME-DIGEST-VIEWS.npz"
+    )
+    ensemble.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of each run")
+    ensemble.add_argument("--views", type=int, choices=(1, 5, 10), help="of a picture; default: 1, then the runs' most")
+    ensemble.add_argument("--split", help="instead of the runs' eval_split")
+    ensemble.add_argument("--data_dir", help="instead of the runs' own")
+    ensemble.add_argument(
+        "--average",
+        choices=("equal", "searched"),
+        default="equal",
+        help="searched: weights are searched too, on every second example, and the errors are those of the others",
+    )
+    ensemble.add_argument(
+        "--paper", action="store_true", help="fill in the paper's table 2 with these networks as well"
+    )
+    ensemble.add_argument("--json", action="store_true", help="print one JSON object more")
+    ensemble.set_defaults(run=_ensemble)
+
+
+def _ensemble(options):
+    from alexnet_jax import data, ensemble, hosts, predict
+    from alexnet_jax.config import UsageError
+
+    if options.save and not Path(options.save).is_dir():
+        raise UsageError(f"--save={options.save}, but there is no such folder. Make it, or give another.")
+    data.hide_accelerators_from_tensorflow()
+    hosts.keep_compiled()
+    hosts.convolve_with_eigen()
+    saved = [ensemble.load(path) for path in options.predictions]
+    runs = [_open(workdir, options) for workdir in options.workdir]
+    views = _views(options, runs, saved)
+    for weights, _, _ in runs:
+        predict.check_views(weights, max(views))
+    groups = [[one.member for one in saved if one.views == n] + [member for _, _, member in runs] for n in views]
+    for group in groups:
+        ensemble.check(group)
+        if {member.digest for member in group} != {member.digest for member in groups[0]}:
+            raise UsageError("--predictions of 1 view and of more are not of the same networks. Give both of each.")
+    made = saved + [
+        one for workdir, run in zip(options.workdir, runs, strict=True) for one in _run(workdir, run, views, options)
+    ]
+    rows = {n: _report([one for one in made if one.views == n], options) for n in views}
+    if options.paper:
+        members = [one for one in made if one.views == max(views)]
+        print("\n" + ensemble.paper_table(ensemble.paper_rows(members), members[0].member.split))
+    if options.json:
+        print(
+            json.dumps({n: {name: dataclasses.asdict(e) for name, e in errors.items()} for n, errors in rows.items()})
+        )
+
+
+def _open(workdir, options):
+    """The weights of a run, its evaluation split, and both as a member."""
+    from alexnet_jax import convert, ensemble, loop
+    from alexnet_jax.config import UsageError
+    from alexnet_jax.data import sources
+
+    folder = Path(workdir).expanduser()
+    config = loop._config_of(folder)
+    weights = convert.read(folder, checkpoint=options.checkpoint)
+    try:
+        opened = sources.open_dataset(
+            config.dataset,
+            options.data_dir or config.data_dir,
+            image_size=config.image_size,
+            train_split=None,
+            eval_split=options.split or config.eval_split,
+        )
+    except UsageError as error:
+        raise UsageError(
+            str(error).replace("--config.eval_split", "--split").replace("--config.data_dir", "--data_dir")
+        ) from error
+    return weights, opened.evaluation, ensemble.member_of(weights, opened.evaluation, opened.class_names)
+
+
+def _views(options, runs, saved):
+    """Numbers of views to test with: as asked for, else those of the saved predictions, else one and the runs' most."""
+    from alexnet_jax.config import UsageError
+
+    there = {one.views for one in saved}
+    if options.views is not None and there - {options.views}:
+        raise UsageError(
+            f"--views is {options.views}, and --predictions are of {sorted(there)} views. Leave one of them out."
+        )
+    if there:
+        return sorted(there)
+    return [options.views] if options.views else sorted({1, min((weights.views for weights, _, _ in runs), default=1)})
+
+
+def _run(workdir, run, views, options):
+    """Yields a run's predictions, and keeps them if they are to be saved."""
+    from alexnet_jax import ensemble
+    from alexnet_jax.inference import Trained
+
+    weights, source, member = run
+    trained = Trained.of(weights, batch_size=128)
+    for n in views:
+        print(f"{member.network}: {member.examples} pictures of {member.split}, views of each: {n}", flush=True)
+        made = ensemble.predict(trained, source, member, n)
+        if options.save:
+            path = Path(options.save) / f"{Path(workdir).resolve().name}-{member.digest[:8]}-{n}.npz"
+            ensemble.save(made, path)
+        yield made
+
+
+def _report(members, options):
+    """Prints the errors of the members and of all together, from as many views each; and gives them back."""
+    from alexnet_jax import ensemble
+
+    first, searched = members[0], options.average == "searched"
+    views = {1: "one view", 5: "ten views (the five unmirrored)", 10: "ten views"}[first.views]
+    rows = ensemble.compare(members, searched)
+    print("\n" + ensemble.table(f"{first.member.split}, {views}", rows))
+    if searched:
+        half = rows["mean of these"].examples
+        print(f"Errors on {half} of the {len(first.labels)}: weights were searched on the others.")
+    return rows

@@ -1,0 +1,121 @@
+"""The commands `predict`, the classes of pictures, and `submit`, the file that a challenge takes."""
+
+import json
+import shutil
+import sys
+
+
+def add(commands) -> None:
+    """Adds predict and submit to the commands."""
+    predict = commands.add_parser("predict", help="the most probable classes of pictures")
+    _add_network(predict)
+    predict.add_argument("--top", type=int, default=5, help="classes to show of each; default 5")
+    predict.add_argument("--names", help="file with the names of the classes, one a line, instead of the run's own")
+    predict.add_argument("--json", action="store_true", help="print a JSON object a picture")
+    predict.set_defaults(run=_predict)
+
+    submit = commands.add_parser("submit", help="five classes of each test picture, as ILSVRC's server takes them")
+    _add_network(submit)
+    submit.add_argument("--output", required=True, help="the text file to write, a line a picture")
+    submit.add_argument(
+        "--mapping", help="meta.mat of ILSVRC's development kit, or lines 'ILSVRC2012_ID WordNet-id'; for its classes"
+    )
+    submit.set_defaults(run=_submit)
+
+
+def _add_network(parser):
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders of pictures, or - for stdin")
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--workdir", help="folder of the run")
+    network.add_argument("--weights", help="or weights, as convert takes them")
+    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
+    parser.add_argument(
+        "--views", type=int, choices=(1, 5, 10), default=1, help="of a picture: 5 are those of 10 that are not mirrored"
+    )
+
+
+def _open(options):
+    """The names of the pictures and the network, checked."""
+    from alexnet_jax import convert, data, hosts, predict
+    from alexnet_jax.config import UsageError
+    from alexnet_jax.inference import Trained
+
+    if options.weights and options.checkpoint != "last":
+        raise UsageError(
+            f"--checkpoint={options.checkpoint} goes with --workdir, not with --weights. Give a --workdir."
+        )
+    names = predict.find(options.images)
+    data.hide_accelerators_from_tensorflow()
+    hosts.keep_compiled()
+    hosts.convolve_with_eigen()
+    weights = convert.read(options.workdir or options.weights, checkpoint=options.checkpoint)
+    predict.check_views(weights, options.views)
+    return names, Trained.of(weights, batch_size=min(len(names), 64))  # a few pictures need not fill a batch
+
+
+def _predict(options):
+    from alexnet_jax import predict
+    from alexnet_jax.config import UsageError
+
+    if options.top < 1:
+        raise UsageError(f"--top is {options.top}; accepted is an integer of at least 1.")
+    files, trained = _open(options)
+    names = predict.class_names(trained.weights, options.names)
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
+    unread = 0
+    for made in predict.predictions(trained, files, options.views):
+        if made.error:
+            unread += 1
+            print(f"error: {made.name}: {made.error}", file=sys.stderr, flush=True)
+            best = []
+        else:
+            best = [(k, names[k], float(made.probabilities[k])) for k in predict.best(made.probabilities, options.top)]
+        if options.json:
+            print(_as_json(made, best), flush=True)
+        elif best:
+            print(_as_bars(made.name, best) if sys.stdout.isatty() else _as_line(made.name, best), flush=True)
+    if unread:
+        raise UsageError(f"{unread} of {len(files)} files are no pictures that can be read; see above.")
+
+
+def _as_json(made, best):
+    if made.error:
+        return json.dumps({"picture": made.name, "error": made.error})
+    top = [{"class": int(k), "name": name, "probability": probability} for k, name, probability in best]
+    return json.dumps({"picture": made.name, "top": top})
+
+
+def _as_line(picture, best):
+    return f"{picture}: " + ", ".join(f"{name} {probability:.1%}" for _, name, probability in best)
+
+
+def _as_bars(picture, best):
+    columns = shutil.get_terminal_size().columns
+    width = min(max(len(name) for _, name, _ in best), columns // 2)
+    room = max(columns - width - len("  " + " 100.0% ") - 1, 1)  # a full line would wrap on some terminals
+    lines = [picture]
+    for _, name, probability in best:
+        eighths = round(8 * room * probability)
+        bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]
+        lines.append(f"  {name[:width]:<{width}} {probability:6.1%} {bar}".rstrip())
+    return "\n".join(lines)
+
+
+def _submit(options):
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+    from alexnet_jax import predict, submission
+    from alexnet_jax.config import UsageError
+    from alexnet_jax.files import write_whole
+
+    output = Path(options.output).expanduser()
+    if not output.parent.is_dir():
+        raise UsageError(f"--output={output}, but there is no folder {output.parent}. Make it, or give another.")
+    files, trained = _open(options)
+    ids = submission.class_ids(predict.class_names(trained.weights), options.mapping)
+    made = predict.predictions(trained, submission.by_file_name(files), options.views)
+    lines = list(tqdm(submission.lines(made, ids), total=len(files), unit="picture", disable=None))
+    write_whole(output, "".join(line + "\n" for line in lines))
+    print(f"Wrote: {output} ({len(lines)} lines)")
