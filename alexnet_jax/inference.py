@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from alexnet_jax.model import AlexNet, param_specs
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """A network with its weights on the devices of this machine, which share each batch.
+    """A network with its weights on devices, which share each batch.
 
     Attributes:
       weights: what it was made from.
@@ -37,16 +37,17 @@ class Trained:
     batch_size: int
 
     @classmethod
-    def of(cls, weights: Weights, batch_size: int = 64) -> "Trained":
-        """Puts weights on all devices; batch_size is rounded up to them."""
-        placement = towers.place(weights.architecture)
+    def of(cls, weights: Weights, batch_size: int = 64, devices: Sequence[jax.Device] | None = None) -> "Trained":
+        """Puts weights on devices, by default on all; batch_size is rounded up to their number."""
+        devices = jax.devices() if devices is None else devices
+        placement = towers.place(weights.architecture, devices=devices)
         network = AlexNet(weights.architecture, placement=placement)
         return cls(
             weights=weights,
             network=network,
             params=jax.tree.map(placement.put_whole, weights.params, param_specs(network)),
             mean_image=jax.device_put(weights.mean_image, placement.sharding(P())),
-            batch_size=batch_size + -batch_size % len(jax.devices()),
+            batch_size=batch_size + -batch_size % len(devices),
         )
 
     @classmethod

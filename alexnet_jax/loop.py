@@ -224,9 +224,12 @@ def train(config, workdir) -> dict:
             hosts.say(f"Resuming {workdir} after step {start}.")
         began = time.monotonic() - notes["seconds"]
         state = fit(run, state, checkpoints, sigterm, validation_due=notes["validation_due"], began=began)
-        result = {} if sigterm.came else report(run, state, time.monotonic() - began, sigterm)
-    if not result:  # the checkpoints are closed: what was saved is on disk
+        result = {} if sigterm.came else conclude(run, state, time.monotonic() - began, sigterm)
+    # The checkpoints are closed: what was saved is on disk.
+    if not result:
         hosts.say(f"SIGTERM: saved {workdir} after step {int(state.step)}; the same command resumes it.")
+    elif config.report:
+        _write_report(run)
     return result
 
 
@@ -303,7 +306,7 @@ def validate(
     return state, errors
 
 
-def report(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm) -> dict:
+def conclude(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm) -> dict:
     """Evaluates a state with one view and with many, writes result.json and prints a table.
 
     Gives an empty result, and writes nothing, when SIGTERM comes on the way.
@@ -326,6 +329,24 @@ def report(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm) 
     return result
 
 
+def _write_report(run):
+    """Writes the page of a run that has ended: process 0 with its own devices, for which the others wait."""
+    from alexnet_jax import report  # slow to import, and needed once
+
+    weights = convert.read(run.workdir)
+
+    def write():
+        if jax.process_index():
+            return
+        try:
+            path = report.write(run.workdir, config=run.config, data=run.data, weights=weights)
+            hosts.say(f"Wrote: {path}")
+        except Exception:  # the run itself is complete
+            logging.exception("The page could not be written; python -m alexnet_jax report tries again.")
+
+    hosts.together(write)
+
+
 def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -> dict[str, Errors]:
     """Evaluates a checkpoint of a finished or running run again.
 
@@ -341,7 +362,7 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
       UsageError: if workdir holds no run or no checkpoint, or its data is not there.
     """
     workdir = Path(workdir).expanduser()
-    config = hosts.together(lambda: _config_of(workdir))
+    config = hosts.together(lambda: config_of(workdir))
     if data_dir is not None:
         config.data_dir = data_dir
     if batch_size is not None:
@@ -423,7 +444,8 @@ def _views(most):
     return {"one_view": 1} if most == 1 else {"one_view": 1, "ten_views": most}
 
 
-def _config_of(workdir):
+def config_of(workdir: Path) -> config_lib.ml_collections.ConfigDict:
+    """The config of the run in a workdir. Raises UsageError if it holds none, or that of another version."""
     saved = workdir / "config.json"
     if not saved.exists():
         raise UsageError(f"{workdir} holds no run: it has no config.json. Give the --workdir of a run of main.py.")

@@ -29,6 +29,9 @@ LEVELS = [
     {"convert"},
     {"inference"},
     {"predict", "ensemble"},
+    {"report.figures"},
+    {"report.kernels", "report.curves", "report.pictures", "report.confusion", "report.augmentations"},
+    {"report"},
     {"submission"},
     {"export"},
     {"outputs"},
@@ -51,6 +54,8 @@ ALLOWED = {
     "safetensors": lambda module: module == "convert.weights",
     "torch": lambda module: module == "convert.torchvision",
     "google": lambda module: module == "convert.caffe",
+    "matplotlib": lambda module: module.split(".")[0] == "report",
+    "jinja2": lambda module: module == "report",
     "clu": lambda module: module in {"loop", "outputs"},
 }
 

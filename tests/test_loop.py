@@ -218,14 +218,14 @@ def test_a_run_that_ended_within_an_epoch_can_be_extended_as_if_it_had_not(folde
 
 
 def test_sigterm_in_the_closing_evaluation_is_made_up_for(folder, uncut, tmp_path, monkeypatch, capsys):
-    report = loop.report
+    conclude = loop.conclude
 
     def stopped_on_the_way(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return report(*arguments)
+        return conclude(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "report", stopped_on_the_way)
+        patch.setattr(loop, "conclude", stopped_on_the_way)
         assert loop.train(config_for(folder, num_steps=2), tmp_path) == {}
     assert "after step 2" in capsys.readouterr().out
     assert loop.train(config_for(folder, num_steps=2), tmp_path)["steps"] == 2

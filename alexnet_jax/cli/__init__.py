@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from alexnet_jax.cli import ensemble, predict
+from alexnet_jax.cli import ensemble, predict, report
 
 # Heavy imports stand where they are used, so that --help is quick.
 
@@ -83,8 +83,8 @@ def _parser():
     )
     export.set_defaults(run=_export)
 
-    predict.add(commands)
-    ensemble.add(commands)
+    for module in (report, predict, ensemble):
+        module.add(commands)
     return parser
 
 

@@ -75,7 +75,7 @@ def _open(workdir, options):
     from alexnet_jax.data import sources
 
     folder = Path(workdir).expanduser()
-    config = loop._config_of(folder)
+    config = loop.config_of(folder)
     weights = convert.read(folder, checkpoint=options.checkpoint)
     try:
         opened = sources.open_dataset(
