@@ -1,14 +1,23 @@
 """Files that are there whole or not at all, whatever stops the program or the machine."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under another name, then renames it: a file of that name stays as it was until then."""
+    with written_whole(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """As write_whole, for what is written piece by piece: gives the other name, to write to."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield partial
         sync(partial)
         partial.replace(path)
     except BaseException:

@@ -288,7 +288,6 @@ def test_on_a_terminal_each_class_has_a_bar_that_the_line_has_room_for(monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--top=0"], "--top is 0; accepted"),
         (["--checkpoint=best"], "goes with --workdir"),
         (["--names=none.txt"], "--names=none.txt cannot be read"),
     ],

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from alexnet_jax.cli import ensemble, predict, report
+from alexnet_jax.cli import common, ensemble, predict, report, retrieve
 
 # Heavy imports stand where they are used, so that --help is quick.
 
@@ -36,11 +36,11 @@ def _parser():
 
     summary = commands.add_parser("summary", help="print the table of layers, sizes and parameters")
     summary.add_argument("--architecture", default="PAPER", help="PAPER, SLIDES, LENET5, ...; a wrong one lists all")
-    summary.add_argument("--batch_size", type=_positive, help="pictures; default 1, for --communication 128")
+    summary.add_argument("--batch_size", type=common.positive, help="pictures; default 1, for --communication 128")
     summary.add_argument("--communication", action="store_true", help="what devices send each other in a step instead")
-    summary.add_argument("--devices", type=_positive, default=2, help="with --communication: how many there are")
+    summary.add_argument("--devices", type=common.positive, default=2, help="with --communication: how many there are")
     summary.add_argument(
-        "--tower", type=_positive, help="with --communication: devices that share the towers; default both"
+        "--tower", type=common.positive, help="with --communication: devices that share the towers; default both"
     )
     summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as config.mesh's")
     summary.set_defaults(run=_summary)
@@ -48,14 +48,11 @@ def _parser():
     _add_data_commands(commands)
 
     evaluate = commands.add_parser("evaluate", help="errors of a run's checkpoint or of weights, one view and ten")
-    network = evaluate.add_mutually_exclusive_group(required=True)
-    network.add_argument("--workdir", help="folder of the run")
-    network.add_argument("--weights", help="or weights, as convert takes them; with --dataset")
-    evaluate.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
+    common.add_network(evaluate)
     evaluate.add_argument("--dataset", help="for --weights: as config.dataset")
     evaluate.add_argument("--split", default="", help="for --weights: as config.eval_split")
     evaluate.add_argument("--data_dir", help="instead of the run's own")
-    evaluate.add_argument("--batch_size", type=_positive, help="instead of the run's own")
+    evaluate.add_argument("--batch_size", type=common.positive, help="instead of the run's own")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object more")
     evaluate.add_argument("--coordinator", default="", help="HOST:PORT of process 0, if there are several processes")
     evaluate.add_argument("--num_processes", type=int, default=0, help="how many there are")
@@ -70,10 +67,7 @@ def _parser():
     convert.set_defaults(run=_convert)
 
     export = commands.add_parser("export", help="a network with its weights as one file for serving")
-    network = export.add_mutually_exclusive_group(required=True)
-    network.add_argument("--workdir", help="folder of the run")
-    network.add_argument("--weights", help="or weights, as convert takes them")
-    export.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
+    common.add_network(export)
     export.add_argument("--output", required=True, help="the file to write; for savedmodel the folder")
     export.add_argument(
         "--format", choices=("stablehlo", "savedmodel"), default="stablehlo", help="for JAX, or for TensorFlow"
@@ -83,7 +77,7 @@ def _parser():
     )
     export.set_defaults(run=_export)
 
-    for module in (report, predict, ensemble):
+    for module in (report, predict, retrieve, ensemble):
         module.add(commands)
     return parser
 
@@ -93,8 +87,8 @@ def _add_data_commands(commands):
     prepare.add_argument("--source", required=True, help="tfds:NAME, tars:FOLDER (ImageNet's two) or folder:FOLDER")
     prepare.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
     prepare.add_argument("--dataset", default="imagenet2012", help="the name that config.dataset will give")
-    prepare.add_argument("--image_size", type=_positive, default=256, help="side of the pictures in pixels")
-    prepare.add_argument("--workers", type=_positive, help="processes; default: one a core, if there is memory")
+    prepare.add_argument("--image_size", type=common.positive, default=256, help="side of the pictures in pixels")
+    prepare.add_argument("--workers", type=common.positive, help="processes; default: one a core, if there is memory")
     prepare.add_argument(
         "--encoding", choices=("jpeg", "raw"), default="jpeg", help="raw: pixels, larger and quicker to read"
     )
@@ -118,14 +112,6 @@ def _add_data_commands(commands):
         help="of how many pictures the content is compared; all reads the whole dataset once",
     )
     doctor.set_defaults(run=_doctor)
-
-
-def _positive(text):
-    """Reads an integer of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}; accepted is an integer of at least 1")
-    return number
 
 
 def _summary(options):
@@ -190,17 +176,15 @@ def _doctor(options):
 
 
 def _evaluate(options):
-    from alexnet_jax import data, hosts, loop
+    from alexnet_jax import hosts, loop
     from alexnet_jax.config import UsageError
 
     if options.weights and not options.dataset:
         raise UsageError("--dataset is missing: weights are not those of one data set. Give --dataset=NAME.")
-    _only_a_workdir_has_checkpoints(options)
+    common.check_network(options)
     if options.workdir and (options.dataset or options.split):
         raise UsageError("--dataset and --split go with --weights; a run is evaluated on its own. Leave them out.")
-    data.hide_accelerators_from_tensorflow()
-    hosts.keep_compiled()
-    hosts.convolve_with_eigen()
+    common.set_up_devices()
     with hosts.session(options.coordinator, options.num_processes, options.process_id, options.timeout):
         if options.weights:
             try:
@@ -223,15 +207,6 @@ def _evaluate(options):
         hosts.say(json.dumps({name: dataclasses.asdict(e) for name, e in errors.items()}))
 
 
-def _only_a_workdir_has_checkpoints(options):
-    from alexnet_jax.config import UsageError
-
-    if options.weights and options.checkpoint != "last":
-        raise UsageError(
-            f"--checkpoint={options.checkpoint} goes with --workdir, not with --weights. Give a --workdir."
-        )
-
-
 def _convert(options):
     from alexnet_jax import convert
 
@@ -246,15 +221,15 @@ def _convert(options):
 def _export(options):
     import jax
 
-    from alexnet_jax import convert, data, export
+    from alexnet_jax import data, export
 
-    _only_a_workdir_has_checkpoints(options)
+    common.check_network(options)
     # Nothing here needs the accelerator, whose memory another program may have.
     jax.config.update("jax_platforms", "cpu")
     if options.format == "savedmodel":
         data.hide_accelerators_from_tensorflow()
     path = export.check_path(options.output, options.format)
-    weights = convert.read(options.workdir or options.weights, checkpoint=options.checkpoint)
+    weights = common.read_network(options)
     export.export(weights, path, format=options.format, views=options.views)
     files = [file for file in (path, *path.rglob("*")) if file.is_file()]
     print(f"Read: {weights.source}")

@@ -4,6 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+from alexnet_jax.cli import common
+
 
 def add(commands) -> None:
     """Adds ensemble to the commands."""
@@ -37,14 +39,12 @@ def add(commands) -> None:
 
 
 def _ensemble(options):
-    from alexnet_jax import data, ensemble, hosts, predict
+    from alexnet_jax import ensemble, predict
     from alexnet_jax.config import UsageError
 
     if options.save and not Path(options.save).is_dir():
         raise UsageError(f"--save={options.save}, but there is no such folder. Make it, or give another.")
-    data.hide_accelerators_from_tensorflow()
-    hosts.keep_compiled()
-    hosts.convolve_with_eigen()
+    common.set_up_devices()
     saved = [ensemble.load(path) for path in options.predictions]
     runs = [_open(workdir, options) for workdir in options.workdir]
     views = _views(options, runs, saved)
@@ -71,24 +71,13 @@ def _ensemble(options):
 def _open(workdir, options):
     """The weights of a run, its evaluation split, and both as a member."""
     from alexnet_jax import convert, ensemble, loop
-    from alexnet_jax.config import UsageError
-    from alexnet_jax.data import sources
 
     folder = Path(workdir).expanduser()
     config = loop.config_of(folder)
     weights = convert.read(folder, checkpoint=options.checkpoint)
-    try:
-        opened = sources.open_dataset(
-            config.dataset,
-            options.data_dir or config.data_dir,
-            image_size=config.image_size,
-            train_split=None,
-            eval_split=options.split or config.eval_split,
-        )
-    except UsageError as error:
-        raise UsageError(
-            str(error).replace("--config.eval_split", "--split").replace("--config.data_dir", "--data_dir")
-        ) from error
+    opened = common.open_split(
+        config.dataset, options.data_dir or config.data_dir, options.split or config.eval_split, config.image_size
+    )
     return weights, opened.evaluation, ensemble.member_of(weights, opened.evaluation, opened.class_names)
 
 

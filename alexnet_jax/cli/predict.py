@@ -4,12 +4,14 @@ import json
 import shutil
 import sys
 
+from alexnet_jax.cli import common
+
 
 def add(commands) -> None:
     """Adds predict and submit to the commands."""
     predict = commands.add_parser("predict", help="the most probable classes of pictures")
     _add_network(predict)
-    predict.add_argument("--top", type=int, default=5, help="classes to show of each; default 5")
+    predict.add_argument("--top", type=common.positive, default=5, help="classes to show of each; default 5")
     predict.add_argument("--names", help="file with the names of the classes, one a line, instead of the run's own")
     predict.add_argument("--json", action="store_true", help="print a JSON object a picture")
     predict.set_defaults(run=_predict)
@@ -25,10 +27,7 @@ def add(commands) -> None:
 
 def _add_network(parser):
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders of pictures, or - for stdin")
-    network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument("--workdir", help="folder of the run")
-    network.add_argument("--weights", help="or weights, as convert takes them")
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
+    common.add_network(parser)
     parser.add_argument(
         "--views", type=int, choices=(1, 5, 10), default=1, help="of a picture: 5 are those of 10 that are not mirrored"
     )
@@ -36,19 +35,13 @@ def _add_network(parser):
 
 def _open(options):
     """The names of the pictures and the network, checked."""
-    from alexnet_jax import convert, data, hosts, predict
-    from alexnet_jax.config import UsageError
+    from alexnet_jax import predict
     from alexnet_jax.inference import Trained
 
-    if options.weights and options.checkpoint != "last":
-        raise UsageError(
-            f"--checkpoint={options.checkpoint} goes with --workdir, not with --weights. Give a --workdir."
-        )
+    common.check_network(options)
     names = predict.find(options.images)
-    data.hide_accelerators_from_tensorflow()
-    hosts.keep_compiled()
-    hosts.convolve_with_eigen()
-    weights = convert.read(options.workdir or options.weights, checkpoint=options.checkpoint)
+    common.set_up_devices()
+    weights = common.read_network(options)
     predict.check_views(weights, options.views)
     return names, Trained.of(weights, batch_size=min(len(names), 64))  # a few pictures need not fill a batch
 
@@ -57,8 +50,6 @@ def _predict(options):
     from alexnet_jax import predict
     from alexnet_jax.config import UsageError
 
-    if options.top < 1:
-        raise UsageError(f"--top is {options.top}; accepted is an integer of at least 1.")
     files, trained = _open(options)
     names = predict.class_names(trained.weights, options.names)
     sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text

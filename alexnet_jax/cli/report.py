@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from alexnet_jax.cli import common
+
 
 def add(commands) -> None:
     """Adds `report` to the commands."""
@@ -10,17 +12,14 @@ def add(commands) -> None:
     report.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
     report.add_argument("--data_dir", help="instead of the run's own")
     report.add_argument("--output", help="the .html file to write; default: WORKDIR/report.html")
-    report.set_defaults(run=run)
+    report.set_defaults(run=_report)
 
 
-def run(options) -> None:
-    """Writes the page."""
-    output = _checked(options.output)
-    from alexnet_jax import convert, data, hosts, loop, report
+def _report(options):
+    from alexnet_jax import convert, loop, report
 
-    data.hide_accelerators_from_tensorflow()
-    hosts.keep_compiled()
-    hosts.convolve_with_eigen()
+    output = options.output and common.output(options.output, ".html")
+    common.set_up_devices()
     workdir = Path(options.workdir).expanduser()
     config = loop.config_of(workdir)
     if options.data_dir is not None:
@@ -28,16 +27,3 @@ def run(options) -> None:
     weights = convert.read(workdir, checkpoint=options.checkpoint)
     opened = loop.open_data(config)
     print(f"Wrote: {report.write(workdir, config=config, data=opened, weights=weights, output=output)}")
-
-
-def _checked(output):
-    from alexnet_jax.config import UsageError
-
-    if output is None:
-        return None
-    path = Path(output).expanduser()
-    if path.suffix != ".html":
-        raise UsageError(f"--output is {output}; accepted is a name that ends in .html. Give such a name.")
-    if not path.parent.is_dir():
-        raise UsageError(f"--output is {output}, but there is no folder {path.parent}. Make it, or give another.")
-    return path

@@ -1,0 +1,73 @@
+"""What several commands share: the network that they are given, the file that they write."""
+
+# Heavy imports stand where they are used, so that --help is quick.
+
+
+def positive(text: str) -> int:
+    """Reads an integer of at least 1."""
+    import argparse
+
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}; accepted is an integer of at least 1")
+    return number
+
+
+def add_network(parser) -> None:
+    """Adds --workdir or --weights, and --checkpoint."""
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--workdir", help="folder of the run")
+    network.add_argument("--weights", help="or weights, as convert takes them")
+    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
+
+
+def read_network(options):
+    """The convert.Weights that add_network's options name."""
+    from alexnet_jax import convert
+
+    check_network(options)
+    return convert.read(options.workdir or options.weights, checkpoint=options.checkpoint)
+
+
+def check_network(options) -> None:
+    """Raises UsageError for the checkpoint of what is no run."""
+    from alexnet_jax.config import UsageError
+
+    if options.weights and options.checkpoint != "last":
+        raise UsageError(
+            f"--checkpoint={options.checkpoint} goes with --workdir, not with --weights. Give a --workdir."
+        )
+
+
+def output(path: str, suffix: str):
+    """The path of a file to write. Raises UsageError if its name ends otherwise, or its folder is not there."""
+    from pathlib import Path
+
+    from alexnet_jax.config import UsageError
+
+    path = Path(path).expanduser()
+    if path.suffix != suffix:
+        raise UsageError(f"--output is {path}; accepted is a name that ends in {suffix}. Give such a name.")
+    if not path.parent.is_dir():
+        raise UsageError(f"--output is {path}, but there is no folder {path.parent}. Make it, or give another.")
+    return path
+
+
+def open_split(dataset: str, data_dir: str, split: str, image_size: int):
+    """One split, as data.sources.Dataset.evaluation; errors name the command's own flags."""
+    from alexnet_jax.config import UsageError
+    from alexnet_jax.data import sources
+
+    try:
+        return sources.open_dataset(dataset, data_dir, image_size=image_size, train_split=None, eval_split=split)
+    except UsageError as error:
+        raise type(error)(str(error).replace("--config.eval_split", "--split").replace("--config.", "--")) from error
+
+
+def set_up_devices() -> None:
+    """As main.py does: TensorFlow leaves the accelerator alone, programs are kept, convolutions are quick."""
+    from alexnet_jax import data, hosts
+
+    data.hide_accelerators_from_tensorflow()
+    hosts.keep_compiled()
+    hosts.convolve_with_eigen()

@@ -1,0 +1,198 @@
+"""Exact nearest neighbours (paper, section 6.1) on all devices here, of vectors that need not fit in memory."""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BLOCK = 2**12  # vectors that the devices get at a time: their scores are memory that a CPU has used before
+QUERIES = 2**11  # that are searched for at a time: their scores of a block are 34 MB
+
+_GROUP = 32  # neighbouring scores, of which the least is looked at first
+_SPARE = 16  # candidates more than neighbours
+_PART = 2**8  # vectors that are compared in float64 at a time
+
+
+def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest vectors by Euclidean distance, exactly: in float64's order, ties by the lower index.
+
+    The devices compare |x|^2 - 2 q.x in float32, less the most that their rounding can have added to it, and keep the
+    least as candidates; the candidates' distances are then those of their differences in float64. What is no candidate
+    lies certainly beyond the last candidate's bound. A query whose k-th neighbour does not lie before that (there are
+    many vectors just as near) is searched for again, among four times as many candidates.
+
+    That holds where a device adds up float32 products in float32, in whatever order, and nothing overflows.
+
+    Args:
+      queries: (Q, D) float32, finite.
+      vectors: (N, D) float32 or bfloat16, finite: anything that NumPy slices, such as a memory-mapped file. It goes to
+        the devices in blocks, the next while they compare the one before.
+      k: how many; N if there are no more.
+
+    Returns:
+      Distances (Q, k) float64, the least first, and indices (Q, k) int64.
+    """
+    count, k = len(vectors), min(k, len(vectors))
+    squares, indices = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
+    unsure, candidates = np.arange(len(queries)), min(k + _SPARE, count)
+    while len(unsure):
+        asked = queries[unsure]
+        bounds, found = least(lower_bounds, asked, vectors, candidates, BLOCK)
+        bounds = bounds + np.square(asked, dtype=np.float64).sum(1, keepdims=True)  # of |q - x|^2
+        squares[unsure], indices[unsure] = among(asked, vectors, found, k, bounds)
+        unsure = unsure[(squares[unsure, -1] >= bounds[:, -1]) & (candidates < count)]
+        candidates = min(4 * candidates, count)
+    return np.sqrt(squares), indices
+
+
+def among(
+    queries: np.ndarray, vectors: np.ndarray, candidates: np.ndarray, k: int, bounds: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of some candidates, by differences in float64, ties by the lower index.
+
+    Args:
+      queries, vectors: as in nearest.
+      candidates: (Q, C) integers, the indices of each query's candidates; C is k or more.
+      k: how many.
+      bounds: (Q, C), what the candidates' squared distances are not below, in rising order; it saves reading those
+        that are beyond the first k. Or None.
+
+    Returns:
+      Squared distances (Q, k) float64 and indices (Q, k) int64.
+    """
+
+    def of_query(query, own, bounds):
+        query, own = query.astype(np.float64), own.astype(np.int64)
+        squares = _squared_distances(query, vectors, own[:k])
+        more = own[k:] if bounds is None else own[k:][bounds[k:] <= squares.max()]
+        own, squares = np.append(own[:k], more), np.append(squares, _squared_distances(query, vectors, more))
+        order = np.lexsort((own, squares))[:k]
+        return squares[order], own[order]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bounds = [None] * len(queries) if bounds is None else bounds
+        squares, indices = zip(*pool.map(of_query, queries, candidates, bounds), strict=True)
+    return np.stack(squares), np.stack(indices)
+
+
+def _squared_distances(query, vectors, indices):
+    """From a float64 query to some vectors, of which a few are in memory at a time."""
+    squares = np.empty(len(indices))
+    for start in range(0, len(indices), _PART):
+        differences = vectors[indices[start : start + _PART]] - query
+        # In one go, where a sum of squares would write the squares first.
+        squares[start : start + _PART] = np.einsum("ij,ij->i", differences, differences)
+    return squares
+
+
+def lower_bounds(queries, vectors):
+    """What |x|^2 - 2 q.x certainly is not below, in float32.
+
+    Rounding changes a sum of D products, in whatever order, by at most D u / (1 - D u) times the sum of their absolute
+    values, with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and that sum is at
+    most |q| |x|. Sixteen more roundings than there are allow for the steps around it, and the last term for products
+    that are too small for float32.
+
+    Args:
+      queries: (Q, D) float32.
+      vectors: (B, D) float32 or bfloat16.
+
+    Returns:
+      (Q, B) float32.
+    """
+    width = queries.shape[1]
+    vectors = vectors.astype(jnp.float32)
+    products = jnp.einsum("qd,bd->qb", queries, vectors, precision=lax.Precision.HIGHEST)
+    of_queries, of_vectors = (jnp.square(rows).sum(1) for rows in (queries, vectors))
+    relative = (width + 16) * 2.0**-24
+    relative /= 1 - 2 * relative
+    lengths = jnp.sqrt(of_queries)[:, None] * jnp.sqrt(of_vectors)  # (Q, B)
+    slack = relative * (of_vectors + 2 * lengths) + 8 * width * jnp.finfo(jnp.float32).tiny
+    return of_vectors - 2 * products - slack
+
+
+def least(score: Callable, queries: np.ndarray, rows: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows of least score for each query, ties by the lower index; rows are spread over the devices in blocks.
+
+    Args:
+      score: what takes queries (Q, D) and rows (B, D), on a device, to (Q, B) float32; finite.
+      queries: (Q, D).
+      rows: (N, D), anything that NumPy slices.
+      k: how many, N at most.
+      block: rows at a time.
+
+    Returns:
+      Scores (Q, k) float32, the least first, and indices (Q, k) int32.
+    """
+    mesh = Mesh(np.array(jax.devices()), "data")
+    parts = [queries[start : start + QUERIES] for start in range(0, len(queries), QUERIES)]
+    scores, indices = zip(*(_through_blocks(score, part, rows, k, block, mesh) for part in parts), strict=True)
+    return np.concatenate(scores), np.concatenate(indices)
+
+
+def _through_blocks(score, queries, rows, k, block, mesh):
+    step = mesh.size * _GROUP
+    size = -(-len(rows) // -(-len(rows) // block))  # of equal blocks, so that little of the last is filled up
+    size += -size % step
+    best = np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int32)
+    best, queries = jax.device_put((best, queries), NamedSharding(mesh, P()))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        here = len(part)
+        if here < size:
+            part = np.concatenate([part, np.zeros((size - here, part.shape[1]), part.dtype)])
+        part = jax.device_put(part, NamedSharding(mesh, P("data")))
+        before, found = best, _least_of_block(queries, part, here, score=score, k=k, mesh=mesh)
+        best = _merge(before, found, start)
+        jax.block_until_ready(before)  # the devices have one block, and the next waits for them
+    return jax.device_get(best)
+
+
+@functools.partial(jax.jit, static_argnames=("score", "k", "mesh"))
+def _least_of_block(queries, block, here, *, score, k, mesh):
+    """Scores and places of the least k of a block's first `here` rows, or of all if there are less; in order."""
+
+    def on_device(queries, rows, here):
+        place = lax.axis_index("data") * len(rows) + jnp.arange(len(rows))
+        scores = jnp.where(place < here, score(queries, rows), jnp.inf)  # (Q, B)
+        scores, places = _least_of_rows(scores, min(k, len(rows)))
+        return lax.all_gather((scores, place[places]), "data", axis=1, tiled=True)
+
+    specs = {"in_specs": (P(), P("data"), P()), "out_specs": P()}
+    scores, places = jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs)(queries, block, here)
+    return _take_least(scores, places, min(k, len(block)))
+
+
+def _least_of_rows(scores, k):
+    """Values and places of the k least in each row, ties by the lower place.
+
+    They lie in the k groups whose own least are the least, or the first of equals: a group's place is in the order of
+    its members'. To look for those first saves most of the sorting.
+    """
+    groups = scores.reshape(len(scores), -1, _GROUP)  # (Q, B / 32, 32)
+    if k >= groups.shape[1]:
+        return _take_least(scores, jnp.broadcast_to(jnp.arange(scores.shape[1]), scores.shape), k)
+    _, chosen = lax.top_k(-groups.min(-1), k)
+    chosen = jnp.sort(chosen)  # (Q, k)
+    members = jnp.take_along_axis(groups, chosen[..., None], 1)  # (Q, k, 32)
+    places = chosen[..., None] * _GROUP + jnp.arange(_GROUP)
+    return _take_least(members.reshape(len(scores), -1), places.reshape(len(scores), -1), k)
+
+
+@jax.jit
+def _merge(best, found, start):
+    scores, places = found
+    k = best[0].shape[1]
+    return _take_least(jnp.concatenate([best[0], scores], 1), jnp.concatenate([best[1], places + start], 1), k)
+
+
+def _take_least(scores, places, k):
+    negated, chosen = lax.top_k(-scores, k)  # of equals the first
+    return -negated, jnp.take_along_axis(places, chosen, 1)
