@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax import lax
+from jax.tree_util import Partial
 from tqdm import tqdm
 
 from alexnet_jax import files, retrieve
@@ -118,7 +119,7 @@ def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray,
       Numbers of bits (Q, k) int32, the least first, and indices (Q, k) int32.
     """
     queries, codes = (np.ascontiguousarray(rows).view(np.uint32) for rows in (queries, codes))
-    distances, indices = retrieve.least(hamming, queries, codes, min(k, len(codes)), _BLOCK)
+    distances, indices = retrieve.least(_HAMMING, queries, codes, min(k, len(codes)), _BLOCK)
     return distances.astype(np.int32), indices
 
 
@@ -127,6 +128,9 @@ def hamming(queries, codes):
     # Word by word, so that the sum runs over whole rows of the result.
     words = zip(queries.T, codes.T, strict=True)
     return sum(lax.population_count(q[:, None] ^ c) for q, c in words).astype(jnp.float32)
+
+
+_HAMMING = Partial(hamming)
 
 
 @dataclasses.dataclass(frozen=True)

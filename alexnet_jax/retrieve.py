@@ -2,7 +2,6 @@
 
 import functools
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
 
 BLOCK = 2**12  # vectors that the devices get at a time: their scores are memory that a CPU has used before
 QUERIES = 2**11  # that are searched for at a time: their scores of a block are 34 MB
@@ -26,7 +26,8 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarra
     The devices compare |x|^2 - 2 q.x in float32, less the most that their rounding can have added to it, and keep the
     least as candidates; the candidates' distances are then those of their differences in float64. What is no candidate
     lies certainly beyond the last candidate's bound. A query whose k-th neighbour does not lie before that (there are
-    many vectors just as near) is searched for again, among four times as many candidates.
+    many vectors just as near) is searched for again: among four times as many candidates, and with q and x less the
+    queries' mean, which leaves less to round where all vectors are much alike.
 
     That holds where a device adds up float32 products in float32, in whatever order, and nothing overflows.
 
@@ -42,13 +43,17 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarra
     count, k = len(vectors), min(k, len(vectors))
     squares, indices = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     unsure, candidates = np.arange(len(queries)), min(k + _SPARE, count)
+    score, center = Partial(lower_bounds), np.float64(0)
     while len(unsure):
         asked = queries[unsure]
-        bounds, found = least(lower_bounds, asked, vectors, candidates, BLOCK)
-        bounds = bounds + np.square(asked, dtype=np.float64).sum(1, keepdims=True)  # of |q - x|^2
+        bounds, found = least(score, asked, vectors, candidates, BLOCK)
+        bounds = bounds + np.square(asked - center).sum(1, keepdims=True)  # of |q - x|^2
         squares[unsure], indices[unsure] = among(asked, vectors, found, k, bounds)
         unsure = unsure[(squares[unsure, -1] >= bounds[:, -1]) & (candidates < count)]
         candidates = min(4 * candidates, count)
+        if len(unsure):
+            center = queries[unsure].mean(0).astype(np.float32).astype(np.float64)
+            score = Partial(lower_bounds, center=jnp.asarray(center, jnp.float32))
     return np.sqrt(squares), indices
 
 
@@ -92,8 +97,8 @@ def _squared_distances(query, vectors, indices):
     return squares
 
 
-def lower_bounds(queries, vectors):
-    """What |x|^2 - 2 q.x certainly is not below, in float32.
+def lower_bounds(queries, vectors, center=None):
+    """What |x|^2 - 2 q.x certainly is not below, in float32; with a center, for q and x less that.
 
     Rounding changes a sum of D products, in whatever order, by at most D u / (1 - D u) times the sum of their absolute
     values, with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and that sum is at
@@ -103,12 +108,15 @@ def lower_bounds(queries, vectors):
     Args:
       queries: (Q, D) float32.
       vectors: (B, D) float32 or bfloat16.
+      center: (D,) float32, or None for 0.
 
     Returns:
       (Q, B) float32.
     """
     width = queries.shape[1]
     vectors = vectors.astype(jnp.float32)
+    if center is not None:  # two of the roundings
+        queries, vectors = queries - center, vectors - center
     products = jnp.einsum("qd,bd->qb", queries, vectors, precision=lax.Precision.HIGHEST)
     of_queries, of_vectors = (jnp.square(rows).sum(1) for rows in (queries, vectors))
     relative = (width + 16) * 2.0**-24
@@ -118,11 +126,11 @@ def lower_bounds(queries, vectors):
     return of_vectors - 2 * products - slack
 
 
-def least(score: Callable, queries: np.ndarray, rows: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+def least(score: Partial, queries: np.ndarray, rows: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of least score for each query, ties by the lower index; rows are spread over the devices in blocks.
 
     Args:
-      score: what takes queries (Q, D) and rows (B, D), on a device, to (Q, B) float32; finite.
+      score: a jax.tree_util.Partial that takes queries (Q, D) and rows (B, D), on a device, to (Q, B) float32; finite.
       queries: (Q, D).
       rows: (N, D), anything that NumPy slices.
       k: how many, N at most.
@@ -155,7 +163,7 @@ def _through_blocks(score, queries, rows, k, block, mesh):
     return jax.device_get(best)
 
 
-@functools.partial(jax.jit, static_argnames=("score", "k", "mesh"))
+@functools.partial(jax.jit, static_argnames=("k", "mesh"))
 def _least_of_block(queries, block, here, *, score, k, mesh):
     """Scores and places of the least k of a block's first `here` rows, or of all if there are less; in order."""
 

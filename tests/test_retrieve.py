@@ -76,11 +76,14 @@ def test_vectors_of_any_scale(seed, n, scale, copies):
     check(vectors[:3] + np.float32(scale / 100), vectors, 5)
 
 
-def test_a_bound_is_never_above_what_it_bounds_and_close_to_it():
+@pytest.mark.parametrize("center", [None, 100])
+def test_a_bound_is_never_above_what_it_bounds_and_close_to_it(center):
     rng = np.random.default_rng(3)
-    queries, vectors = rng.standard_normal((30, 500), np.float32), rng.standard_normal((200, 500), np.float32)
-    exact = np.square(vectors, dtype=np.float64).sum(1) - 2 * queries.astype(np.float64) @ vectors.T.astype(np.float64)
-    bounds = np.asarray(jax.jit(retrieve.lower_bounds)(queries, vectors), np.float64)
+    queries, vectors = (rng.standard_normal((n, 500), np.float32) + np.float32(center or 0) for n in (30, 200))
+    center = None if center is None else np.full(500, center, np.float32)
+    q, x = (rows.astype(np.float64) - (0 if center is None else center) for rows in (queries, vectors))
+    exact = np.square(x).sum(1) - 2 * q @ x.T
+    bounds = np.asarray(jax.jit(retrieve.lower_bounds)(queries, vectors, center), np.float64)
     assert (bounds <= exact).all()
     np.testing.assert_allclose(bounds, exact, atol=1e-4 * 1500)  # (500 + 16) / 2^24 of three times |q| |x|
 
@@ -90,7 +93,7 @@ def test_the_least_scores_come_in_order_and_ties_by_index(small_blocks):
     """Few different scores, so that most are ties, across groups, devices and blocks."""
     rng = np.random.default_rng(4)
     queries, rows = rng.integers(0, 3, (10, 2)).astype(np.float32), rng.integers(0, 3, (1700, 2)).astype(np.float32)
-    scores, indices = retrieve.least(_taxicab, queries, rows, 200, retrieve.BLOCK)
+    scores, indices = retrieve.least(jax.tree_util.Partial(_taxicab), queries, rows, 200, retrieve.BLOCK)
     everything = np.abs(queries[:, None] - rows).sum(-1)
     wanted = np.argsort(everything, axis=1, stable=True)[:, :200]
     np.testing.assert_array_equal(indices, wanted)
