@@ -226,7 +226,7 @@ def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
                 name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
                 for name in ("codes", "index", *_ENCODER)
             }
-    except (OSError, zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"{path} is no file of codes ({error}): it is another, or a part of one. Make it anew by {make}."
         ) from error

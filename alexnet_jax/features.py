@@ -152,7 +152,7 @@ def read(path: str | Path) -> Index:
             stored = _map(path, archive).view(DTYPES[about["dtype"]])
             names = about.pop("class_names")
             index = Index(path, stored, **rest, **about, class_names=names and tuple(names))
-    except (OSError, zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(
             f"{path} is no file of features ({error}): it is another, or a part of one. Make it anew by "
             f"`python -m alexnet_jax features --output={path}`."

@@ -6,6 +6,7 @@ process everything here does nothing, or the obvious.
 
 import contextlib
 import faulthandler
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -70,14 +71,16 @@ def keep_compiled() -> None:
 
 
 def convolve_with_eigen() -> None:
-    """Lets XLA give a CPU's convolutions to Eigen, which the small networks train up to 1.4 times as fast with.
+    """Lets XLA give a CPU's convolutions to Eigen, which the small networks train 1.4 to 1.6 times as fast with.
 
     jaxlib 0.10 to 0.12 give them to YNNPACK unless told otherwise. Call it before any device is used; what XLA_FLAGS
-    say about it stays.
+    say about it stays. Where JAX is installed for an accelerator, it does nothing: XLA_FLAGS reach the accelerator's
+    own XLA too, and one that does not know a flag ends the program.
     """
     flag = "--xla_cpu_experimental_ynn_fusion_type"
-    knows_it = (0, 10) <= jax.version.__version_info__[:2] <= (0, 12) and importlib.util.find_spec("libtpu") is None
-    if knows_it and flag not in os.environ.get("XLA_FLAGS", ""):  # an XLA that does not know a flag ends the program
+    known = (0, 10) <= jax.version.__version_info__[:2] <= (0, 12)
+    accelerated = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
+    if known and not accelerated and flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=individual_dot".strip()
 
 

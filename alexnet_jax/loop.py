@@ -333,18 +333,14 @@ def _write_report(run):
     """Writes the page of a run that has ended: process 0 with its own devices, for which the others wait."""
     from alexnet_jax import report  # slow to import, and needed once
 
-    weights = convert.read(run.workdir)
-
-    def write():
-        if jax.process_index():
-            return
-        try:
+    try:
+        weights = convert.read(run.workdir)  # on all processes, as Orbax wants it
+        if jax.process_index() == 0:
             path = report.write(run.workdir, config=run.config, data=run.data, weights=weights)
             hosts.say(f"Wrote: {path}")
-        except Exception:  # the run itself is complete
-            logging.exception("The page could not be written; python -m alexnet_jax report tries again.")
-
-    hosts.together(write)
+    except Exception:  # the run itself is complete
+        logging.exception("The page could not be written; python -m alexnet_jax report tries again.")
+    hosts.together(lambda: None)
 
 
 def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -> dict[str, Errors]:
@@ -450,6 +446,7 @@ def config_of(workdir: Path) -> config_lib.ml_collections.ConfigDict:
     if not saved.exists():
         raise UsageError(f"{workdir} holds no run: it has no config.json. Give the --workdir of a run of main.py.")
     config = config_lib.load(saved)
+    config.report = config.get("report", True)  # younger than the other fields, and nothing to do with the numbers
     if missing := config_lib.FIELDS.keys() - config_lib.flatten(config).keys():
         raise UsageError(
             f"{workdir} holds a run of another version of this program: its config lacks {', '.join(sorted(missing))}. "

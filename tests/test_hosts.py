@@ -142,9 +142,10 @@ def test_processes_that_disagree_on_the_config_are_told_so(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_that_share_batches_train_as_one_with_two_devices(two_devices, data_dir, tmp_path):
-    ended = end(start_two(tmp_path, data_dir))
+    ended = end(start_two(tmp_path, data_dir, "--config.report=true"))
     assert [code for code, *_ in ended] == [0, 0], ended
     assert_same(two_devices, tmp_path)
+    assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import cli, loop
+from alexnet_jax import cli, loop, report
 from alexnet_jax import config as config_lib
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import UsageError
@@ -141,6 +141,19 @@ def test_a_run_leaves_all_outputs(uncut):
     assert rates[0] == pytest.approx(0.01)
     assert rates[-1] == pytest.approx(0.01 * 0.1**2)
     assert "24" in {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+def test_a_run_ends_with_its_page_unless_it_is_not_to(folder, uncut, tmp_path, monkeypatch, capsys):
+    assert not (uncut[0] / "report.html").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write", lambda *_, **__: 1 / 0)
+        result = loop.train(config_for(folder, num_steps=2, report=True), tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text()) == result != {}  # a page that fails costs nothing else
+    assert "Wrote: " not in capsys.readouterr().out
+    loop.train(config_for(folder, num_steps=2, report=True), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert f"{result['one_view']['top1_error']:.1f}" in page
+    assert f"Wrote: {tmp_path / 'report.html'}" in capsys.readouterr().out
 
 
 def test_statistics_left_by_a_run_that_never_began_are_not_used(folder, tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY, statistics_of
 
-from alexnet_jax import AlexNet, Input, convert, hosts, report
+from alexnet_jax import AlexNet, Input, convert, report
 from alexnet_jax import config as config_lib
 from alexnet_jax.architectures import replace
 from alexnet_jax.augment import ColorPCA
@@ -413,7 +413,6 @@ def test_the_command_opens_the_data_of_the_run_and_writes_its_page(tmp_path, mon
     config.dataset, config.image_size = f"folder:{tmp_path / 'data'}", 16
     config_lib.save(config, tmp_path / "config.json")
     monkeypatch.setattr(convert, "read", lambda path, checkpoint: weights_of())
-    monkeypatch.setattr(hosts, "convolve_with_eigen", lambda: None)  # JAX has its devices
     run(f"--workdir={tmp_path}", f"--output={tmp_path / 'page.html'}")
     assert f"Wrote: {tmp_path / 'page.html'}" in capsys.readouterr().out
     assert "10 pictures" in Page(tmp_path / "page.html").text["confusion"]

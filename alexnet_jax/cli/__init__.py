@@ -158,10 +158,10 @@ def _prepare(options):
 
 
 def _doctor(options):
-    from alexnet_jax import config, data, doctor
+    from alexnet_jax import config, doctor
 
     config = config.from_flags(options.flags)
-    data.hide_accelerators_from_tensorflow()
+    common.set_up_devices()
     findings = doctor.examine(
         config,
         workdir=options.workdir,

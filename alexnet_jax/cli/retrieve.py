@@ -55,7 +55,7 @@ def _retrieve(options):
     short = codes.read(options.codes, index) if options.codes else None
     weights = common.read_network(options)
     index.check_network(weights)
-    trained = Trained.of(weights, len(options.images))
+    trained = Trained.of(weights, min(len(options.images), 64))  # a few need not fill a batch
     pictures = _pictures(options.images, trained.image_size)
     queries, top = trained.features(pictures, index.layer), min(options.top, len(index))
     if short:

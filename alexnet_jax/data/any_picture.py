@@ -9,7 +9,8 @@ from PIL.ExifTags import Base as Tag
 from alexnet_jax.data.pictures import MAX_PIXELS, PictureError, decode_square
 
 Image.init()
-FORMATS = [name for name in Image.OPEN if name != "EPS"]  # which is a program that Ghostscript would have to run
+# EPS is a program that Ghostscript would have to run, and of the others Pillow tells only that it is they.
+FORMATS = [name for name in Image.OPEN if name not in {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}]
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 """How the names of picture files end, in lower case."""
 
@@ -86,8 +87,8 @@ def _open(encoded):
 def _rgb(image):
     if image.mode.startswith("I"):
         numbers = np.asarray(image)
-        if numbers.min() < 0 or numbers.max() >= 2**16:
-            raise PictureError("its numbers are not of 8 or 16 bits")
+        if numbers.min() < 0 or numbers.max() >= 2**16 or (image.mode == "I" and numbers.max() < 2**8):
+            raise PictureError(f"its numbers, from {numbers.min()} to {numbers.max()}, are not those of 16 bits")
         return Image.fromarray((numbers // 256).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise PictureError("its pixels are floating-point numbers, which do not tell what is white")

@@ -17,7 +17,7 @@ import jinja2
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import predict
+from alexnet_jax import ensemble, predict
 from alexnet_jax.convert import Weights
 from alexnet_jax.data.sources import Dataset
 from alexnet_jax.files import write_whole
@@ -29,10 +29,7 @@ STRIPS = 3  # pictures whose augmentations are shown
 PAPERS = (
     ("ILSVRC-2010 test, CNN, ten views", "37.5", "17.0"),
     ("ILSVRC-2010 test, CNN, one view", "39.0", "18.3"),
-    ("ILSVRC-2012 validation, 1 CNN", "40.7", "18.2"),
-    ("ILSVRC-2012 validation, 5 CNNs", "38.1", "16.4"),
-    ("ILSVRC-2012 validation, 1 CNN*", "39.0", "16.6"),
-    ("ILSVRC-2012 validation, 7 CNNs*", "36.7", "15.4"),
+    *((f"ILSVRC-2012 validation, {name}", *map(str, errors)) for name, errors in ensemble.TABLE_2.items()),
     ("CIFAR-10 test, four layers, with normalization", "11", ""),
     ("CIFAR-10 test, four layers, without", "13", ""),
 )

@@ -107,7 +107,8 @@ def _one(key, image, mean_image, pca, size, choice, colours):
     shift = jnp.zeros(3)
     if choice.colours:
         pixels = augment.pca_jitter(of_colours, pixels, pca, std, scale=scale, rescale=rescale)
-        shift = augment.pca_jitter(of_colours, jnp.zeros((1, 1, 3)), pca, std, scale=scale)[0, 0]
+        # Of a pixel of the mean colour; with rescale, what is off the mean shrinks besides.
+        shift = augment.pca_jitter(of_colours, jnp.zeros((1, 1, 3)), pca, std, scale=scale, rescale=rescale)[0, 0]
     return pixels + mean, places.min((0, 1)), places[0, 0, 1] > places[0, -1, 1], shift
 
 
