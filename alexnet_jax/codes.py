@@ -217,9 +217,9 @@ def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
       UsageError: if there is no such file, it is another or a part of one, or its codes are those of other features.
     """
     path = Path(path).expanduser()
-    make = f"`python -m alexnet_jax codes --index={index.path} --output={path}`"
+    how = f"`python -m alexnet_jax codes --index={index.path} --output={path}`"
     if not path.is_file():
-        raise UsageError(f"{path} is no file. Make it by {make}.")
+        raise UsageError(f"{path} is no file. Make it by {how}.")
     try:
         with zipfile.ZipFile(path) as archive:
             stored = {
@@ -228,10 +228,10 @@ def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
             }
     except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, ValueError) as error:
         raise UsageError(
-            f"{path} is no file of codes ({error}): it is another, or a part of one. Make it anew by {make}."
+            f"{path} is no file of codes ({error}): it is another, or a part of one. Make it anew by {how}."
         ) from error
     if stored.pop("index").item() != index.fingerprint:
-        raise UsageError(f"{path} holds the codes of other features than {index.path}. Make them by {make}.")
+        raise UsageError(f"{path} holds the codes of other features than {index.path}. Make them by {how}.")
     return stored.pop("codes"), Encoder(stored)
 
 

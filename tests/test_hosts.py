@@ -103,6 +103,7 @@ def two_devices(data_dir, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_that_slurm_starts_train_the_towers_as_one_does(alone, data_dir, tmp_path):
     job = {
         "SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",

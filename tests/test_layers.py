@@ -100,7 +100,7 @@ def on_a_cpu(way, x, kernel, stride, padding, g):
     return convolve(x, kernel), *convolve.gradients(x, kernel, g)
 
 
-@settings(max_examples=10)  # each compiles
+@settings(max_examples=6)  # each compiles
 @given(
     st.tuples(st.integers(1, 7), st.integers(8, 11), st.integers(8, 11)),
     st.integers(2, 8),
@@ -119,7 +119,7 @@ def test_convolution_by_tiles_is_convolution(sides, h, stride, padding, seed):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(
     st.tuples(st.integers(1, 7), st.integers(6, 9), st.integers(6, 9)),
     st.tuples(*[st.integers(1, 6)] * 2),
@@ -139,8 +139,9 @@ def test_convolution_by_rows_is_convolution(sides, window, stride, padding, seed
 
 @pytest.mark.parametrize(("h", "stride", "maps", "outputs"), [(11, 4, 3, 48), (5, 1, 48, 128), (3, 1, 256, 192)])
 def test_what_tiles_lose_to_rounding_in_the_papers_layers(h, stride, maps, outputs):
-    x, kernel = draw(0, 4, 40, 40, maps), draw(1, h, h, maps, outputs)
-    g = draw(2, 4, *[(40 + 2 * (h // 2) - h) // stride + 1] * 2, outputs)
+    side = 40 if stride > 1 else 20
+    x, kernel = draw(0, 2, side, side, maps), draw(1, h, h, maps, outputs)
+    g = draw(2, 2, *[(side + 2 * (h // 2) - h) // stride + 1] * 2, outputs)
     with jax.enable_x64(True):
         wanted = naturally(jnp.asarray(x), jnp.asarray(kernel), stride, (h // 2, h // 2), g)
     x, kernel, g = jnp.float32(x), jnp.float32(kernel), jnp.float32(g)
@@ -150,7 +151,7 @@ def test_what_tiles_lose_to_rounding_in_the_papers_layers(h, stride, maps, outpu
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.tuples(*[st.integers(3, 9)] * 2), st.integers(1, 3), st.integers(1, 4), st.booleans(), SEEDS)
 def test_the_gradient_of_a_max_pool_is_the_same_on_every_platform_even_of_equal_maxima(
     sides, size, stride, round_up, seed

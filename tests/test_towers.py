@@ -82,7 +82,7 @@ def slow(*values):
     [
         *(("decoupled", where) for where in ("1x2", "4x2", "weird trick on 4")),
         *(slow("decoupled", where) for where in ("2x2", "2x1", "8x1", "weird trick on 2", "weird trick on 8")),
-        *(("lars", "2x2"), slow("lars", "weird trick on 4")),
+        *(slow("lars", "2x2"), slow("lars", "weird trick on 4")),
     ],
 )
 def test_a_small_network_trains_the_same_wherever_it_is(where, rule):
@@ -187,10 +187,15 @@ def test_float32_is_as_close_as_its_rounding_allows(where, paper_in_float32):
 ALL = {"1x1": (1, 1, "towers"), **PLACEMENTS}
 
 
-@pytest.mark.parametrize("after", ALL)
 @pytest.mark.parametrize(
-    "before",
-    [name if name in ("1x1", "2x2") else slow(name) for name in ALL],
+    ("before", "after"),
+    [
+        (before, after)
+        if before in ("1x1", "2x2") and after in ("1x1", "2x2", "weird trick on 4")
+        else slow(before, after)
+        for before in ALL
+        for after in ALL
+    ],
 )
 def test_a_checkpoint_of_one_placement_resumes_on_every_other(before, after, tmp_path):
     want, want_losses = run(recipe_of(place()), stop=6)
@@ -299,6 +304,7 @@ def test_two_towers_talk_where_the_paper_says_and_nowhere_else():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the program is the CPU compiler's")
+@pytest.mark.slow
 def test_of_four_devices_the_towers_talk_in_pairs_and_the_gradients_go_over_data():
     found = talk(compiled(recipe_of(place(4, 2, architecture=PAPER), PAPER)))
     towers_, data = [f for f in found if f[1] == "{{0,1},{2,3}}"], [f for f in found if f[1] == "{{0,2},{1,3}}"]

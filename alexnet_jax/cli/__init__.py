@@ -187,7 +187,7 @@ def _evaluate(options):
     common.set_up_devices()
     with hosts.session(options.coordinator, options.num_processes, options.process_id, options.timeout):
         if options.weights:
-            try:
+            with common.own_flags():
                 errors = loop.evaluate_weights(
                     options.weights,
                     dataset=options.dataset,
@@ -195,10 +195,6 @@ def _evaluate(options):
                     data_dir=options.data_dir or "",
                     batch_size=options.batch_size or 128,
                 )
-            except UsageError as error:
-                raise type(error)(
-                    str(error).replace("--config.eval_split", "--split").replace("--config.", "--")
-                ) from error
         else:
             errors = loop.evaluate_workdir(
                 options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size

@@ -1,5 +1,7 @@
 """What several commands share: the network that they are given, the file that they write."""
 
+import contextlib
+
 # Heavy imports stand where they are used, so that --help is quick.
 
 
@@ -39,35 +41,47 @@ def check_network(options) -> None:
         )
 
 
-def output(path: str, suffix: str):
+def output(path: str, suffix: str = ""):
     """The path of a file to write. Raises UsageError if its name ends otherwise, or its folder is not there."""
     from pathlib import Path
 
     from alexnet_jax.config import UsageError
 
     path = Path(path).expanduser()
-    if path.suffix != suffix:
+    if suffix and path.suffix != suffix:
         raise UsageError(f"--output is {path}; accepted is a name that ends in {suffix}. Give such a name.")
     if not path.parent.is_dir():
         raise UsageError(f"--output is {path}, but there is no folder {path.parent}. Make it, or give another.")
     return path
 
 
-def open_split(dataset: str, data_dir: str, split: str, image_size: int):
-    """One split, as data.sources.Dataset.evaluation; errors name the command's own flags."""
+@contextlib.contextmanager
+def own_flags():
+    """Lets errors that name fields of a config name the command's flags instead."""
     from alexnet_jax.config import UsageError
-    from alexnet_jax.data import sources
 
     try:
-        return sources.open_dataset(dataset, data_dir, image_size=image_size, train_split=None, eval_split=split)
+        yield
     except UsageError as error:
         raise type(error)(str(error).replace("--config.eval_split", "--split").replace("--config.", "--")) from error
 
 
-def set_up_devices() -> None:
-    """As main.py does: TensorFlow leaves the accelerator alone, programs are kept, convolutions are quick."""
+def open_split(dataset: str, data_dir: str, split: str, image_size: int):
+    """One split, as data.sources.Dataset.evaluation."""
+    from alexnet_jax.data import sources
+
+    with own_flags():
+        return sources.open_dataset(dataset, data_dir, image_size=image_size, train_split=None, eval_split=split)
+
+
+def set_up_devices(convolutions: bool = True) -> None:
+    """As main.py does: TensorFlow leaves the accelerator alone, programs are kept, convolutions are quick.
+
+    Without `convolutions`, XLA keeps its own choice for a CPU, which multiplies large matrices faster.
+    """
     from alexnet_jax import data, hosts
 
     data.hide_accelerators_from_tensorflow()
     hosts.keep_compiled()
-    hosts.convolve_with_eigen()
+    if convolutions:
+        hosts.convolve_with_eigen()

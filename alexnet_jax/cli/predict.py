@@ -93,17 +93,12 @@ def _as_bars(picture, best):
 
 
 def _submit(options):
-    from pathlib import Path
-
     from tqdm import tqdm
 
     from alexnet_jax import predict, submission
-    from alexnet_jax.config import UsageError
     from alexnet_jax.files import write_whole
 
-    output = Path(options.output).expanduser()
-    if not output.parent.is_dir():
-        raise UsageError(f"--output={output}, but there is no folder {output.parent}. Make it, or give another.")
+    output = common.output(options.output)
     files, trained = _open(options)
     ids = submission.class_ids(predict.class_names(trained.weights), options.mapping)
     made = predict.predictions(trained, submission.by_file_name(files), options.views)

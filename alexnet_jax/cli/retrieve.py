@@ -50,7 +50,7 @@ def _retrieve(options):
     from alexnet_jax import codes, features, retrieve
     from alexnet_jax.inference import Trained
 
-    _set_up_devices()
+    common.set_up_devices(convolutions=False)
     index = features.read(options.index)
     short = codes.read(options.codes, index) if options.codes else None
     weights = common.read_network(options)
@@ -75,7 +75,7 @@ def _codes(options):
     from alexnet_jax import codes, features
 
     path = common.output(options.output, ".npz")
-    _set_up_devices()
+    common.set_up_devices(convolutions=False)
     codes.check_bits(options.bits)
     index = features.read(options.index)
     encoder, stored, measured = codes.make(index.vectors, options.bits, options.seed)
@@ -85,14 +85,6 @@ def _codes(options):
     print(f"Queries: {measured.queries} pictures that the auto-encoder did not learn from")
     print(f"Recall@10 among the first {codes.SHORTLIST} by Hamming distance: {measured.recall:.3f}")
     print(f"Queries/s: by codes {measured.by_codes:,.0f}, exact {measured.exact:,.0f}")
-
-
-def _set_up_devices():
-    """As common's, but for the convolutions: XLA's own choice multiplies matrices faster."""
-    from alexnet_jax import data, hosts
-
-    data.hide_accelerators_from_tensorflow()
-    hosts.keep_compiled()
 
 
 def _pictures(paths, size):

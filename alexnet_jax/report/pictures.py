@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alexnet_jax import predict
 from alexnet_jax.data.sources import Source
 from alexnet_jax.inference import Trained
 from alexnet_jax.report import figures
@@ -109,8 +110,7 @@ def predictions(
     """
     made = []
     for image, example, row, label in zip(images, examples, probabilities, labels, strict=True):
-        best = np.argsort(-row, kind="stable")[:BARS]
-        bars = [Bar(names[k], 100 * float(row[k]), bool(k == label)) for k in best]
+        bars = [Bar(names[k], 100 * float(row[k]), bool(k == label)) for k in predict.best(row, BARS)]
         made.append(Prediction(figures.picture_uri(image), int(example), names[label], bars))
     figures.save_png(lambda figure: _draw(figure, images, made), (10, 7), folder / "predictions.png")
     rows = [
