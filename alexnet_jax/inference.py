@@ -90,7 +90,10 @@ class Trained:
     def _in_batches(self, images, function):
         accepted = self.weights.mean_image.shape
         if np.ndim(images) != 4 or images.shape[1:] != accepted:
-            raise UsageError(f"images have shape {np.shape(images)}; accepted is (n, {', '.join(map(str, accepted))}).")
+            raise UsageError(
+                f"images have shape {np.shape(images)}; accepted is (n, {', '.join(map(str, accepted))}). Rescale the "
+                f"shorter side to {self.image_size} pixels and cut out the centre."
+            )
         made = []
         for start in range(0, len(images), self.batch_size):
             part = images[start : start + self.batch_size]

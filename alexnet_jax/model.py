@@ -48,10 +48,9 @@ class AlexNet(nn.Module):
         """Computes the logits of a batch.
 
         Args:
-          images: (N, H, W, channels), H = W = the architecture's input size; pixels in 0..255,
-            float with the mean subtracted (uint8 is accepted and taken as it is). A network of
-            one channel also takes three. Under towers.spread these are the device's own
-            pictures, and so are the logits.
+          images: (N, H, W, channels), H = W = the architecture's input size; pixels in 0..255, float with the mean
+            subtracted (uint8 is accepted and taken as it is). A network of one channel also takes three. Under
+            towers.spread these are the device's own pictures, and so are the logits.
           train: whether units drop out; needs `rngs={"dropout": key}`.
           index: (N,) integers that name the examples: a mask is drawn from (key, layer,
             index, tower), so that it does not depend on the number of devices. Default: 0..N-1,

@@ -28,8 +28,7 @@ def update_rule(
                    w <- w + v - eps weight_decay / (1 - momentum) w
       "lars"       v <- momentum v - eps r (g + weight_decay w)
                    w <- w + v,  r = 0.001 |w| / |g + weight_decay w|  for each layer's kernels;
-                   biases have no weight decay and r = 0.001, so that eps = 10 moves them as
-                   the paper's 0.01 does
+                   biases have no weight decay and r = 0.001, so that eps = 10 moves them as the paper's 0.01 does
 
     "paper" and "decoupled" remove the same share of a weight over time: the paper's decay passes
     through the velocity, which multiplies it by 1 / (1 - momentum). eps is inside the velocity,

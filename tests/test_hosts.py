@@ -340,6 +340,8 @@ def test_compiled_programs_are_kept_by_host_unless_the_environment_says_where(mo
 
 
 def test_convolutions_are_eigens_unless_the_environment_says_whose(monkeypatch):
+    monkeypatch.setattr(hosts.importlib.metadata, "entry_points", lambda group: ())  # as where JAX has no accelerator
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
     hosts.convolve_with_eigen()
     flags = "--xla_force_host_platform_device_count=4 --xla_cpu_experimental_ynn_fusion_type=individual_dot"
@@ -350,6 +352,10 @@ def test_convolutions_are_eigens_unless_the_environment_says_whose(monkeypatch):
     hosts.convolve_with_eigen()
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type="
     monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setattr(jax.version, "__version_info__", (0, 13, 0))  # perhaps without that flag
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.version, "__version_info__", (0, 13, 0))  # perhaps without that flag
+        hosts.convolve_with_eigen()
+    assert "XLA_FLAGS" not in os.environ
+    monkeypatch.setattr(hosts.importlib.metadata, "entry_points", lambda group: (group,))  # an accelerator's own XLA
     hosts.convolve_with_eigen()
     assert "XLA_FLAGS" not in os.environ
