@@ -71,7 +71,12 @@ FIELDS = {
     "eval_split": _TEXT,
     "image_size": _POSITIVE,
     "num_classes": _NOT_NEGATIVE,
-    "architecture": _one_of(*networks.NAMED),
+    "architecture": Field(
+        str,
+        f"one of {', '.join(networks.NAMED)}; or one of these with a change behind its name, as in QUICKSTART_NO_LRN: "
+        + ", ".join(networks.CHANGES),
+        networks.exists,
+    ),
     "dtype": _one_of("float32", "bfloat16"),
     "pretrained": _TEXT,
     "seed": _NOT_NEGATIVE,
@@ -118,7 +123,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if name not in values:
             raise UsageError(f"config lacks the field {name!r} ({field.accepted}). Start from configs/alexnet.py.")
         check_value(name, values[name])
-    architecture = networks.NAMED[config.architecture]
+    architecture = networks.named(config.architecture)
     size = architecture[0].size
     if config.image_size < size:
         raise UsageError(

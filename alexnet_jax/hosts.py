@@ -242,7 +242,10 @@ def share(folder: Path) -> None:
 
 
 class Sigterm:
-    """SIGTERM to one process stops all of them, at the same place. A context manager."""
+    """SIGTERM to one process stops all of them, at the same place. A context manager.
+
+    Where there is but one process, Ctrl-C does the same; a second one ends the program as it always does.
+    """
 
     _asked = 0  # in this process, for JAX counts so too
 
@@ -253,12 +256,17 @@ class Sigterm:
     def __enter__(self):
         # With several processes JAX listens for the signal, and finds the call of `check` where all of them stop.
         if jax.process_count() == 1:
-            self._before = signal.signal(signal.SIGTERM, lambda number, _: self._received.append(number))
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_):
         if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number, _):
+        self._received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check(self) -> bool:
         """Whether to stop now. Every process must call this equally often: once a step, once an evaluated batch."""

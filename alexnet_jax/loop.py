@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -190,15 +191,16 @@ def _read_statistics(run):
     return jax.tree.map(np.float32, Statistics.load(path))
 
 
-def train(config, workdir) -> dict:
+def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict:
     """Trains, evaluates and writes all outputs; goes on where an earlier run in workdir stopped.
 
     Args:
       config: ConfigDict as in configs/alexnet.py.
       workdir: folder for all outputs; made if it is not there.
+      until: asked after each epoch, whose lines in metrics.jsonl are then written; True makes it the run's last.
 
     Returns:
-      What result.json holds; empty if SIGTERM stopped the run, whose state is saved.
+      What result.json holds; empty if SIGTERM or Ctrl-C stopped the run, whose state is saved.
 
     Raises:
       UsageError: before any work, if the config, the data or the workdir do not fit.
@@ -223,18 +225,25 @@ def train(config, workdir) -> dict:
             state, notes = run.restore(checkpoints, start)
             hosts.say(f"Resuming {workdir} after step {start}.")
         began = time.monotonic() - notes["seconds"]
-        state = fit(run, state, checkpoints, sigterm, validation_due=notes["validation_due"], began=began)
+        state = fit(run, state, checkpoints, sigterm, validation_due=notes["validation_due"], began=began, until=until)
         result = {} if sigterm.came else conclude(run, state, time.monotonic() - began, sigterm)
     # The checkpoints are closed: what was saved is on disk.
     if not result:
-        hosts.say(f"SIGTERM: saved {workdir} after step {int(state.step)}; the same command resumes it.")
+        hosts.say(f"Stopped: saved {workdir} after step {int(state.step)}; the same command resumes it.")
     elif config.report:
         _write_report(run)
     return result
 
 
 def fit(
-    run: Run, state: TrainState, checkpoints: Checkpoints, sigterm: hosts.Sigterm, *, validation_due: bool, began: float
+    run: Run,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    sigterm: hosts.Sigterm,
+    *,
+    validation_due: bool,
+    began: float,
+    until: Callable[[], bool],
 ) -> TrainState:
     """The loop: steps until the run's last, evaluating and saving on the way.
 
@@ -245,6 +254,7 @@ def fit(
       sigterm: tells when the loop shall save and return.
       validation_due: whether the epoch that `state` ends has yet to be evaluated.
       began: time.monotonic() less the seconds that the run has already taken.
+      until: as in train.
     """
     start, config, placement = int(state.step), run.config, run.recipe.network.placement
     progress = outputs.Progress(start=start, stop=run.stop, batch_size=config.batch_size)
@@ -262,6 +272,8 @@ def fit(
             state, _ = validate(run, state, progress, writer, sigterm)
             if sigterm.came:  # again before it was done: the checkpoint there still says that it is due
                 return state
+        if start and until():  # it had ended, but for what comes after its last step
+            return state
         for step, batch in enumerate(journal.take(run.batches_from(start)), start + 1):
             batch = placement.put(batch, config.batch_size)
             state, metrics = train_step(state, batch, run.statistics, recipe=run.recipe)
@@ -283,7 +295,7 @@ def fit(
                     "num_classes": run.recipe.network.architecture[-1].units,
                 }
                 checkpoints.save(state, error=errors and errors.top1_error, notes=notes)
-            if sigterm.came:
+            if sigterm.came or (ends_epoch and until()):
                 break
     return state
 
@@ -320,6 +332,7 @@ def conclude(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm
         "examples": errors["one_view"].examples,
         "examples_seen_in_training": int(state.step) * run.config.batch_size,
         "steps": int(state.step),
+        "epochs": round(int(state.step) * run.config.batch_size / len(run.data.train), 4),
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
         "seconds": round(seconds, 1),
     }

@@ -3,6 +3,8 @@
 docs/fidelity.md says where they differ, and what holds each difference.
 """
 
+import dataclasses
+import functools
 import math
 
 from alexnet_jax.architectures import (
@@ -20,6 +22,7 @@ from alexnet_jax.architectures import (
     SameMapLRN,
     Subsample,
     Tanh,
+    check,
     replace,
     without,
 )
@@ -332,14 +335,59 @@ QUICKSTART: Architecture = (
 Narrow layers need larger weights than N(0, 0.01^2) to pass a signal through.
 """
 
-ABLATIONS = {
-    "PAPER_NO_LRN": without(PAPER, LRN),
-    "PAPER_NO_OVERLAP": replace(PAPER, MaxPool, MaxPool(2, 2)),  # the same 27, 13 and 6 pixels
-    "PAPER_TANH": replace(PAPER, ReLU, Tanh()),
-    "PAPER_NO_DROPOUT": without(PAPER, Dropout),
-    "PAPER_ONE_COLUMN": replace(PAPER, Input, towers=1),  # each kernel sees all maps
+
+def one_gpu(architecture: Architecture) -> Architecture:
+    """Without the second tower (section 3.2): half of the kernels in each layer but the last; PAPER becomes ONE_GPU."""
+    last = max(position for position, layer in enumerate(architecture) if isinstance(layer, Conv))
+    halved = [
+        dataclasses.replace(layer, maps=layer.maps if position == last else layer.maps // 2, sees="own")
+        if isinstance(layer, Conv)
+        else layer
+        for position, layer in enumerate(architecture)
+    ]
+    return replace(tuple(halved), Input, towers=1)
+
+
+def six_conv(architecture: Architecture) -> Architecture:
+    """With one more convolution like the last, that sees all maps, behind the last pool; PAPER becomes SIX_CONV."""
+    behind = architecture.index(Flatten())
+    last = [layer for layer in architecture if isinstance(layer, Conv)][-1]
+    return (*architecture[:behind], dataclasses.replace(last, sees="all"), ReLU(), *architecture[behind:])
+
+
+def _times_std(architecture, factor):
+    return tuple(
+        dataclasses.replace(layer, std=factor * layer.std) if isinstance(layer, Conv | Dense) else layer
+        for layer in architecture
+    )
+
+
+CHANGES = {
+    "NO_LRN": lambda architecture: without(architecture, LRN),
+    "NO_OVERLAP": lambda architecture: replace(architecture, MaxPool, size=2, stride=2),  # as many pixels
+    "TANH": lambda architecture: replace(architecture, ReLU, Tanh()),
+    "NO_DROPOUT": lambda architecture: without(architecture, Dropout),
+    "ONE_COLUMN": lambda architecture: replace(architecture, Input, towers=1),  # each kernel sees all maps
     # Without fc7 it is the same network as without fc6.
-    **{f"PAPER_NO_{name.upper()}": without(PAPER, name) for name in ("conv2", "conv3", "conv4", "conv5", "fc6")},
+    **{
+        f"NO_{name.upper()}": functools.partial(without, which=name)
+        for name in ("conv2", "conv3", "conv4", "conv5", "fc6")
+    },
+    "NO_CROSS": lambda architecture: replace(architecture, Conv, sees="own"),  # towers meet in the dense layers only
+    "ONE_GPU": one_gpu,
+    "SIX_CONV": six_conv,
+    "BIAS_0": lambda architecture: replace(architecture, Conv | Dense, bias=0.0),
+    "STD_HALF": functools.partial(_times_std, factor=0.5),
+    "STD_DOUBLE": functools.partial(_times_std, factor=2.0),
+}
+"""What can be done to a network, by what then stands behind its name, as in QUICKSTART_NO_LRN."""
+
+ABLATIONS = {
+    f"PAPER_{change}": CHANGES[change](PAPER)
+    for change in (
+        *("NO_LRN", "NO_OVERLAP", "TANH", "NO_DROPOUT", "ONE_COLUMN"),
+        *("NO_CONV2", "NO_CONV3", "NO_CONV4", "NO_CONV5", "NO_FC6"),
+    )
 }
 """The paper's network less one of its ideas (sections 3.1 to 3.4, 4.2 and 7)."""
 
@@ -359,4 +407,34 @@ NAMED = {
     "QUICKSTART": QUICKSTART,
     **ABLATIONS,
 }
-"""What `config.architecture` accepts."""
+"""The networks that have a name of their own."""
+
+
+def named(name: str) -> Architecture:
+    """The network of a name: one of NAMED, or one of these with CHANGES behind its name, as in QUICKSTART_NO_LRN.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if name in NAMED:
+        return NAMED[name]
+    for change, changed in CHANGES.items():
+        if name.endswith(f"_{change}"):
+            base = named(name.removesuffix(f"_{change}"))
+            try:
+                return changed(base)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    raise ValueError(
+        f"there is no network {name}; accepted are {', '.join(NAMED)}, and each of them with a change behind its name, "
+        f"as in QUICKSTART_NO_LRN: {', '.join(CHANGES)}."
+    )
+
+
+def exists(name: str) -> bool:
+    """Whether `named` gives a network for a name."""
+    try:
+        check(named(name))
+    except ValueError:
+        return False
+    return True

@@ -104,7 +104,7 @@ class Journal:
     def __init__(self, progress, writer, every_steps, batch_size):
         self._pending = collections.deque()
         self._progress, self._writer, self._every_steps, self._batch_size = progress, writer, every_steps, batch_size
-        self._losses, self._since = [], time.monotonic()
+        self._losses, self._errors, self._since = [], [], time.monotonic()
         self.waited = 0.0  # seconds since the last line of metrics
         self._watch, self._ready_at = ThreadPoolExecutor(1), None
 
@@ -143,20 +143,21 @@ class Journal:
                 "--config.learning_rate, in another --workdir."
             )
         self._losses.append(float(metrics["loss"]))
+        self._errors.append(float(metrics["error"]))
         seconds = time.monotonic() - self._since
         waiting = 100 * self.waited / seconds
         self._progress.update(step, float(metrics["loss"]), waiting)
         if step % self._every_steps == 0:
             scalars = {
                 "train_loss": np.mean(self._losses),
-                "train_error": metrics["error"],
+                "train_error": np.mean(self._errors),
                 "learning_rate": metrics["learning_rate"],
                 "gradient_norm": metrics["gradient_norm"],
                 "images_per_second": len(self._losses) * self._batch_size / seconds,
                 "waiting_percent": waiting,
             }
             self._writer.write_scalars(step, scalars)
-            self._losses, self._since, self.waited = [], time.monotonic(), 0.0
+            self._losses, self._errors, self._since, self.waited = [], [], time.monotonic(), 0.0
 
 
 def _time_when_ready(array):

@@ -64,7 +64,7 @@ class Recipe:
           UsageError: if the architecture does not take this number of classes.
         """
         try:
-            architecture = architectures.with_classes(networks.NAMED[config.architecture], num_classes)
+            architecture = architectures.with_classes(networks.named(config.architecture), num_classes)
         except ValueError as error:
             raise UsageError(str(error).replace("the output layer", f"{config.architecture}'s output layer")) from error
         architectures.check(architecture)
@@ -132,7 +132,7 @@ def place(config, batches: tuple[str, ...]) -> towers.Placement:
     Raises:
       UsageError: if the towers, the devices or one of the batches do not divide.
     """
-    architecture = networks.NAMED[config.architecture]
+    architecture = networks.named(config.architecture)
     try:
         placement = towers.place(architecture, config.mesh.placement, config.mesh.tower)
         for name in batches:

@@ -236,9 +236,10 @@ def prepare(folder, network, batch_size):
     Returns:
       plain_layers of the network.
     """
-    if network not in networks.NAMED:
-        sys.exit(f"error: --network is {network}; accepted are {', '.join(networks.NAMED)}.")
-    architecture = networks.NAMED[network]
+    try:
+        architecture = networks.named(network)
+    except ValueError as error:
+        sys.exit(f"error: --network: {error}")
     first, draw = architecture[0], np.random.default_rng(0)
     images = draw.normal(scale=60, size=(batch_size, first.size, first.size, first.channels)).astype(np.float32)
     labels = draw.integers(0, architecture[-1].units, batch_size)
@@ -256,7 +257,7 @@ def contestant(folder, network, layers, *, ours, dtype, exact):
         hosts.convolve_with_eigen()  # as main.py
     if exact:
         jax.config.update("jax_default_matmul_precision", "highest")
-    dtype, architecture = jnp.dtype(dtype), networks.NAMED[network]
+    dtype, architecture = jnp.dtype(dtype), networks.named(network)
     model = AlexNet(architecture, dtype=dtype) if ours else PlainFlax(tuple(layers), dtype)
     with np.load(folder / "batch.npz") as arrays:
         batch = tuple(jnp.array(arrays[name]) for name in ("images", "labels"))

@@ -1,5 +1,6 @@
 """The networks' numbers: parameters, sizes, names, and what is refused."""
 
+import dataclasses
 import math
 
 import jax
@@ -354,3 +355,31 @@ def test_hidden_units_windows_and_one_sided_padding_are_checked_too(architecture
     with pytest.raises(ValueError, match=message):
         check(architecture)
     check((Input(8), Conv(8, 11, padding=(0, 3)), *HEAD))  # one pixel more is enough
+
+
+def test_changes_make_the_papers_own_networks():
+    assert networks.one_gpu(PAPER) == networks.ONE_GPU
+    assert networks.six_conv(PAPER) == networks.SIX_CONV
+    assert networks.named("QUICKSTART_NO_CROSS")[9] == dataclasses.replace(networks.QUICKSTART[9], sees="own")
+    assert networks.named("CIFAR_FOUR_LAYER_TANH") == networks.NAMED["CIFAR_FOUR_LAYER_TANH"]
+
+
+@pytest.mark.parametrize("base", ["PAPER", "SOURCE_2012", "QUICKSTART"])
+@pytest.mark.parametrize("change", networks.CHANGES)
+def test_each_change_of_a_network_has_a_name_and_can_be_built(base, change):
+    changed = networks.named(f"{base}_{change}")
+    assert changed == networks.CHANGES[change](networks.NAMED[base]) != networks.NAMED[base]
+    check(changed)
+    assert networks.exists(f"{base}_{change}")
+
+
+def test_changes_can_be_chained():
+    both = networks.named("QUICKSTART_SIX_CONV_NO_LRN")
+    assert both == without(networks.six_conv(networks.QUICKSTART), LRN)
+
+
+@pytest.mark.parametrize("name", ["VGG", "NO_LRN", "QUICKSTART_", "QUICKSTART_NO_LRN_NO_LRN", "TORCHVISION_NO_LRN"])
+def test_a_name_that_gives_no_network_is_refused(name):
+    assert not networks.exists(name)
+    with pytest.raises(ValueError, match=r"there is no network|has no LRN"):
+        networks.named(name)

@@ -99,7 +99,7 @@ def test_each_config_passes_its_check(name):
     config_lib.check(CONFIGS[name]())
 
 
-@pytest.mark.parametrize("name", {name.split(":")[0] for name in CONFIGS})
+@pytest.mark.parametrize("name", sorted({name.split(":")[0] for name in CONFIGS}))
 def test_each_config_names_its_own_command(name):
     module = importlib.import_module(f"configs.{name}")
     assert f"python main.py --config=configs/{name}.py --workdir=" in module.__doc__

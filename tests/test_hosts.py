@@ -219,7 +219,7 @@ def test_sigterm_to_one_process_stops_both_at_the_same_step(asked, two_devices, 
     assert (code0, code1) == (0, 0), errors0 + errors1
     with Checkpoints(tmp_path) as checkpoints:
         step = checkpoints.latest_step()
-    assert f"SIGTERM: saved {tmp_path} after step {step}; the same command resumes it." in shown0
+    assert f"Stopped: saved {tmp_path} after step {step}; the same command resumes it." in shown0
     assert 8 <= step < STEPS
     assert not (tmp_path / "result.json").exists()
     assert [code for code, *_ in end(start_two(tmp_path, data_dir))] == [0, 0]
@@ -322,7 +322,7 @@ def test_a_process_that_slurm_starts_alone_still_hears_sigterm(data_dir, tmp_pat
     process.send_signal(signal.SIGTERM)
     [(code, shown, errors)] = end([process])
     assert code == 0, errors
-    assert f"SIGTERM: saved {tmp_path} after step " in shown
+    assert f"Stopped: saved {tmp_path} after step " in shown
 
 
 def test_compiled_programs_are_kept_by_host_unless_the_environment_says_where(monkeypatch, tmp_path):

@@ -180,20 +180,29 @@ def test_a_finished_run_started_again_only_evaluates(folder, uncut):
     assert again["steps"] == 24
 
 
-@pytest.mark.parametrize("stop_at", [4, 6], ids=["within an epoch", "before an epoch is evaluated"])
-def test_sigterm_saves_and_the_next_run_loses_nothing(stop_at, folder, uncut, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("stop_at", "by"),
+    [
+        pytest.param(4, signal.SIGTERM, id="within an epoch"),
+        pytest.param(6, signal.SIGINT, id="before an epoch is evaluated"),
+    ],
+)
+def test_sigterm_and_ctrl_c_save_and_the_next_run_loses_nothing(
+    stop_at, by, folder, uncut, tmp_path, monkeypatch, capsys
+):
     add = loop.Journal.add
 
     def add_and_stop(self, step, metrics):
         add(self, step, metrics)
         if step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), by)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Journal, "add", add_and_stop)
         assert loop.train(config_for(folder, checkpoint_every_steps=100), tmp_path) == {}
     assert f"after step {stop_at}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not (tmp_path / "result.json").exists()
     loop.train(config_for(folder), tmp_path)
     assert f"Resuming {tmp_path} after step {stop_at}" in capsys.readouterr().out
@@ -226,6 +235,28 @@ def test_a_run_that_ended_within_an_epoch_can_be_extended_as_if_it_had_not(folde
     assert loop.train(config_for(folder, num_steps=15), tmp_path)["steps"] == 15
     assert loop.train(config_for(folder), tmp_path)["steps"] == 24
     want, got = arrays_of(uncut[0], 24), arrays_of(tmp_path, 24)
+    for name in want:
+        np.testing.assert_array_equal(want[name], got[name], err_msg=name)
+
+
+def test_until_makes_an_epoch_the_last_also_where_the_run_was_cut_off_behind_it(folder, tmp_path, monkeypatch):
+    asked, workdir = [], tmp_path / "until"
+
+    def until():
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        asked.append(lines[-1]["step"])
+        return len([line for line in lines if "eval_top1_error" in line]) == 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "conclude", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            loop.train(config_for(folder), workdir, until=until)
+    assert asked == [6, 12]
+    result = loop.train(config_for(folder), workdir, until=until)
+    assert asked == [6, 12, 12]
+    assert (result["steps"], result["epochs"]) == (12, 2.0)
+    loop.train(config_for(folder, num_steps=12), tmp_path / "short")
+    want, got = arrays_of(tmp_path / "short", 12), arrays_of(workdir, 12)
     for name in want:
         np.testing.assert_array_equal(want[name], got[name], err_msg=name)
 

@@ -3,6 +3,7 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -165,3 +166,16 @@ def test_waiting_is_the_time_in_which_the_device_has_nothing_to_do(monkeypatch, 
     period = max(batch_takes, step_takes)
     assert lines[1]["waiting_percent"] == pytest.approx(waiting)
     assert lines[1]["images_per_second"] == pytest.approx(10 / period)
+
+
+def test_loss_and_error_of_a_line_are_means_over_the_steps_since_the_line_before():
+    lines = []
+    progress = types.SimpleNamespace(update=lambda *_: None)
+    writer = types.SimpleNamespace(write_scalars=lambda step, scalars: lines.append((step, scalars)))
+    journal = Journal(progress, writer, every_steps=3, batch_size=10)
+    for step in range(1, 7):
+        number = jax.numpy.float32(step)
+        journal.add(step, {"loss": number, "error": 10 * number, "learning_rate": number, "gradient_norm": number})
+    journal.catch_up()
+    assert [(step, line["train_loss"], line["train_error"]) for step, line in lines] == [(3, 2, 20), (6, 5, 50)]
+    assert [line["learning_rate"] for _, line in lines] == [3, 6]  # that of the step itself

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from alexnet_jax.cli import common, ensemble, predict, report, retrieve
+from alexnet_jax.cli import common, ensemble, experiment, predict, report, retrieve
 
 # Heavy imports stand where they are used, so that --help is quick.
 
@@ -17,6 +17,8 @@ def main(arguments: list[str] | None = None) -> None:
     options, rest = parser.parse_known_args(arguments)
     if options.command == "doctor":
         options.flags = [f"--config={options.config}", *rest]
+    elif options.command == "experiment":
+        options.flags = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     # Before TensorFlow is imported, which only reads data here.
@@ -77,7 +79,7 @@ def _parser():
     )
     export.set_defaults(run=_export)
 
-    for module in (report, predict, retrieve, ensemble):
+    for module in (report, predict, retrieve, ensemble, experiment):
         module.add(commands)
     return parser
 
@@ -118,9 +120,10 @@ def _summary(options):
     from alexnet_jax import architectures, networks
     from alexnet_jax.config import UsageError
 
-    if options.architecture not in networks.NAMED:
-        raise UsageError(f"{options.architecture!r} is no network; accepted are {', '.join(networks.NAMED)}.")
-    architecture = networks.NAMED[options.architecture]
+    try:
+        architecture = networks.named(options.architecture)
+    except ValueError as error:
+        raise UsageError(f"--architecture: {error}") from error
     if not options.communication:
         from alexnet_jax.summary import summary
 

@@ -25,12 +25,12 @@ def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
     step, params, notes = _read_checkpoint(workdir, checkpoint)
     # Not from the arrays: the last layer of an odd number of classes is rounded up to the towers.
     classes = notes.get("num_classes") or config.num_classes
-    if not classes or config.architecture not in networks.NAMED:
+    if not classes or not networks.exists(config.architecture):
         raise UsageError(
             f"{workdir} holds a run of another version of this program, which does not tell its "
             f"{'architecture' if classes else 'number of classes'}. Convert it with the version that trained it."
         )
-    architecture = with_classes(networks.NAMED[config.architecture], classes)
+    architecture = with_classes(networks.named(config.architecture), classes)
     check(params, expected(architecture), workdir)
     statistics = jax.tree.map(np.float32, Statistics.load(workdir / "statistics.npz"))
     # Of folder:PATH the last folder alone: the file may go to others, whom the path does not concern.

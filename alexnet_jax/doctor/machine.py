@@ -81,7 +81,7 @@ def devices(config):
     if placement.kind == "weird_trick":
         layers = "all convolutions and its part of the dense layers"
     elif shape["tower"] > 1:
-        layers = f"{towers_of(networks.NAMED[config.architecture]) // shape['tower']} of the network's towers"
+        layers = f"{towers_of(networks.named(config.architecture)) // shape['tower']} of the network's towers"
     text = (
         f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
         + (f" with {memory / 2**30:.1f} GiB each" if memory else "")

@@ -71,13 +71,13 @@ def _loss(curves, drops, folder):
 def _error(curves, drops, folder):
     def draw(figure):
         axis = _axis(figure, "error (%)", drops)
-        axis.plot(*curves["train_error"], color="C2", lw=0.8, label="training, one batch")
+        axis.plot(*curves["train_error"], color="C2", lw=0.8, label="training, as it goes")
         axis.plot(*curves["eval_top1_error"], color="C0", marker="o", ms=4, label="validation, top-1")
         axis.plot(*curves["eval_top5_error"], color="C0", marker="s", ms=4, ls="--", label="validation, top-5")
         axis.set_ylim(0, 100)
         axis.legend()
 
-    alt = "Errors in % over the epochs: of training batches, and top-1 and top-5 in validation."
+    alt = "Errors in % over the epochs: in training, and top-1 and top-5 in validation."
     return figures.chart(draw, SIZE, alt, folder / "error.png")
 
 

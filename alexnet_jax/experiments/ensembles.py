@@ -1,0 +1,89 @@
+"""Several networks as one (paper, section 6, table 2).
+
+ensemble5: five seeds, alone and averaged. six_conv: besides, two networks with a sixth convolution, which begin with
+what they learned from another, larger data set; and all seven averaged.
+"""
+
+from pathlib import Path
+
+from alexnet_jax import convert, ensemble, loop
+from alexnet_jax.config import UsageError
+from alexnet_jax.ensemble import Predictions
+from alexnet_jax.experiments import runs, tables
+from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
+from alexnet_jax.inference import Trained
+
+CONFIG = "configs/alexnet.py"
+DEFAULTS = ("--config.report=false",)
+SEEDS = 5
+STARRED = 2  # networks of six convolutions in the paper's seven
+SLOWER = 0.1  # the rate of fine-tuning, times that of training; as in configs/alexnet.py:six_conv_finetune
+
+
+def run(setting: Setting) -> str | None:
+    """Carries the experiment out; the table as text, None if it was stopped.
+
+    Raises:
+      UsageError: without five seeds, which the paper's rows are of.
+    """
+    if setting.seeds != SEEDS:
+        raise UsageError(f"--seeds is {setting.seeds}; accepted is {SEEDS}, as the paper's rows are of five networks.")
+    return runs.carry_out(setting, plan, write)
+
+
+def plan(setting: Setting, done: Outcomes) -> list[Trial]:
+    """Five networks; where there is a data set to pretrain on, two more of six convolutions, first there, then here."""
+    plain = [setting.trial("cnn", seed=seed) for seed in range(SEEDS)]
+    if not setting.pretrain:
+        return plain
+    before = [setting.trial("pretrain", _six(setting, dataset=setting.pretrain), seed=seed) for seed in range(STARRED)]
+    after = [
+        setting.trial(
+            "finetune",
+            _six(
+                setting,
+                pretrained=str(setting.folder / trial.name),
+                learning_rate=SLOWER * setting.config.learning_rate,
+            ),
+            seed=seed,
+        )
+        for seed, trial in enumerate(before)
+        if trial.name in done
+    ]
+    return plain + before + after
+
+
+def _six(setting, **changes):
+    return {"architecture": f"{setting.config.architecture}_SIX_CONV", **changes}
+
+
+def write(setting: Setting, done: Outcomes) -> str:
+    """Writes table 2 beside the paper's as far as its networks have ended; gives it as text."""
+    members = [
+        _predictions(setting.folder / trial.name, setting.config.views)
+        for trial in plan(setting, done)
+        if trial.name in done and not trial.name.startswith("pretrain")
+    ]
+    if len(members) < 2:
+        return "Fewer than two networks yet.\n"
+    ensemble.check([one.member for one in members])
+    found = ensemble.paper_rows(members)
+    rows = []
+    for name, paper in ensemble.TABLE_2.items():
+        errors = found[name]
+        own = ["", ""] if errors is None else [f"{errors.top1_error:.2f}", f"{errors.top5_error:.2f}"]
+        rows.append([name, *paper, *own, ""])
+    header = ["network", "paper: top-1", "top-5", "here: top-1", "top-5", ""]
+    below = f"Errors in % on {members[0].member.split}, views of each picture: {setting.config.views}.\n"
+    return tables.write(setting.folder / "table", header, rows, below)
+
+
+def _predictions(workdir: Path, views: int) -> Predictions:
+    """A network's probabilities on its evaluation split, made once."""
+    path = workdir / f"predictions-{views}.npz"
+    if not path.exists():
+        config, weights = loop.config_of(workdir), convert.read(workdir)
+        data = loop.open_data(config)
+        member = ensemble.member_of(weights, data.evaluation, data.class_names)
+        ensemble.save(ensemble.predict(Trained.of(weights, batch_size=128), data.evaluation, member, views), path)
+    return ensemble.load(path)

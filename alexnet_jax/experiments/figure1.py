@@ -1,0 +1,169 @@
+"""Figure 1: epochs to a training error of 25% with ReLU and with tanh (paper, section 3.1).
+
+Four layers, CIFAR-10, no regularization; each network with the rate that makes it quickest. Rates are tried by factors
+of two until the quickest is between two that are slower. A run ends once its training error is 25%, or
+when another rate was there sooner.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_jax.experiments import runs, tables
+from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
+from alexnet_jax.report import curves, figures
+
+CONFIG = "configs/cifar10.py"
+DEFAULTS = (
+    "--config.num_epochs=60",  # at most
+    "--config.plateau.drops=0",
+    "--config.log_every_steps=39",  # of 391 an epoch: an error is the mean of a tenth
+    "--config.report=false",
+)
+SEEDS = 2
+GOAL = 25.0  # % training error
+START = 0.004  # the rate in the middle of the first three
+NETWORKS = {"relu": "", "tanh": "_TANH"}  # what the architecture's name ends in
+PAPER = 6.0  # times as many epochs with tanh
+
+
+def run(setting: Setting) -> str | None:
+    """Carries the experiment out; the table as text, None if it was stopped."""
+    return runs.carry_out(setting, plan, write)
+
+
+def plan(setting: Setting, done: Outcomes) -> list[Trial]:
+    """The runs so far: of each network all rates with the first seed; then the quickest with the others."""
+    trials = []
+    for network in NETWORKS:
+        rates, best = search(network, setting.folder, done)
+        trials += [_trial(setting, network, rate, 0) for rate in rates]
+        if best:
+            trials += [_trial(setting, network, best, seed) for seed in range(1, setting.seeds)]
+    return trials
+
+
+def search(network: str, folder: Path, done: Outcomes) -> tuple[list[float], float | None]:
+    """The rates to try, in their order, and the quickest, None as long as it is not known to be."""
+    rates = [START, START / 2, 2 * START]
+    while True:
+        names = [_name(network, rate, 0) for rate in rates]
+        if not all(name in done for name in names):
+            return rates, None
+        steps = dict(zip(rates, (steps_to_goal(folder / name) for name in names), strict=True))
+        best = min(rates, key=steps.get)
+        if steps[best] == math.inf:
+            return rates, None
+        if best == min(rates):
+            rates.append(best / 2)
+        elif best == max(rates):
+            rates.append(best * 2)
+        else:
+            return rates, best
+
+
+def steps_to_goal(workdir: Path) -> float:
+    """The step at which a run's training error was first GOAL or below, over the steps since the line before."""
+    lines = curves.read(workdir / "metrics.jsonl")
+    return next((line["step"] for line in lines if line.get("train_error", math.inf) <= GOAL), math.inf)
+
+
+def _trial(setting, network, rate, seed):
+    folder, name = setting.folder, _name(network, rate, seed)
+
+    def until():
+        lines = curves.read(folder / name / "metrics.jsonl")
+        others = runs.outcomes(folder).keys() if not seed else ()  # other seeds are to be seen to their end
+        soonest = min(
+            (steps_to_goal(folder / other) for other in others if other.startswith(network)), default=math.inf
+        )
+        return steps_to_goal(folder / name) < math.inf or lines[-1]["step"] >= soonest
+
+    changes = {"architecture": setting.config.architecture + NETWORKS[network], "learning_rate": rate}
+    return setting.trial(f"{network}-rate{rate:g}", changes, seed=seed, until=until)
+
+
+def _name(network, rate, seed):
+    return f"{network}-rate{rate:g}-seed{seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curve:
+    """A run as the figure and the table show it."""
+
+    network: str
+    rate: float
+    seed: int
+    chosen: bool  # whether its rate is the network's quickest
+    epochs: list[float]
+    errors: list[float]  # % in training, up to these epochs
+    reached: float  # the epoch of GOAL, or infinity
+
+
+def write(setting: Setting, done: Outcomes) -> str:
+    """Writes figure1.png, curves.csv and the table of all runs; gives the table as text."""
+    folder, shown, rows = setting.folder, [], []
+    for network in NETWORKS:
+        rates, best = search(network, folder, done)
+        for rate, seed in [(rate, 0) for rate in rates] + [(best, seed) for seed in range(1, setting.seeds) if best]:
+            outcome = done.get(_name(network, rate, seed))
+            if outcome is None or "diverged" in outcome:
+                rows.append([network, f"{rate:g}", seed, "", "not run" if outcome is None else "diverged"])
+                continue
+            curve = _curve(folder, network, rate, seed, rate == best, outcome)
+            shown.append(curve)
+            reached = curve.reached < math.inf
+            remark = "quickest rate" if curve.chosen else "" if reached else f"ended at epoch {outcome['epochs']:.0f}"
+            rows.append([network, f"{rate:g}", seed, f"{curve.reached:.1f}" if reached else "", remark])
+    figures.write_csv(
+        folder / "curves.csv",
+        ["network", "rate", "seed", "epoch", "train_error"],
+        [
+            [curve.network, curve.rate, curve.seed, f"{epoch:.3f}", f"{error:.3f}"]
+            for curve in shown
+            for epoch, error in zip(curve.epochs, curve.errors, strict=True)
+        ],
+    )
+    figures.save_png(lambda figure: _draw(figure, shown), (5.2, 4.2), folder / "figure1.png")
+    header = ["network", "rate", "seed", f"epochs to {GOAL:g}% training error", "remark"]
+    return tables.write(folder / "table", header, rows, _conclusion([curve for curve in shown if curve.chosen]))
+
+
+def _curve(folder, network, rate, seed, chosen, outcome):
+    per_step = outcome["epochs"] / outcome["steps"]
+    workdir = folder / _name(network, rate, seed)
+    lines = [line for line in curves.read(workdir / "metrics.jsonl") if "train_error" in line]
+    epochs, errors = [line["step"] * per_step for line in lines], [line["train_error"] for line in lines]
+    return _Curve(network, rate, seed, chosen, epochs, errors, steps_to_goal(workdir) * per_step)
+
+
+def _conclusion(chosen):
+    reached = {network: [curve.reached for curve in chosen if curve.network == network] for network in NETWORKS}
+    if not all(reached.values()):
+        return ""
+    ratio = np.mean(reached["tanh"]) / np.mean(reached["relu"])
+    ratios = [t / r for t, r in zip(reached["tanh"], reached["relu"], strict=False)]
+    return (
+        "".join(f"{network}: {tables.mean_and_error(reached[network], 1)} epochs\n" for network in NETWORKS)
+        + f"tanh takes {ratio:.1f} times as many epochs as ReLU; seed by seed {min(ratios):.1f} to {max(ratios):.1f}; "
+        f"the paper: {PAPER:g} times.\n"
+    )
+
+
+def _draw(figure, shown):
+    axis = figure.subplots()
+    axis.set(xlabel="epochs", ylabel="training error rate", ylim=(0, 0.9))
+    axis.grid(axis="y")
+    axis.axhline(GOAL / 100, color="C2", ls=":", lw=1)
+    for curve in shown:
+        axis.plot(
+            curve.epochs,
+            np.divide(curve.errors, 100),
+            ls="-" if curve.network == "relu" else "--",
+            **({"color": "C0", "lw": 1.6} if curve.chosen else {"color": "C2", "lw": 0.8}),
+            label=f"{curve.network}, rate {curve.rate:g}" if curve.chosen and not curve.seed else None,
+        )
+    if shown:
+        axis.legend()

@@ -1,0 +1,497 @@
+"""Sets of runs: made once, resumed, shared; and the tables that come of them, checked by hand."""
+
+import csv
+import fcntl
+import json
+import math
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import cli, config, ensemble, experiments, loop, networks
+from alexnet_jax.config import UsageError
+from alexnet_jax.experiments import (
+    ablations,
+    baseline,
+    ensembles,
+    figure1,
+    lrn_cifar,
+    runs,
+    seeds,
+    specialisation,
+    tables,
+)
+from alexnet_jax.experiments.runs import Setting
+from configs import alexnet, cifar10, quickstart
+from tests.test_loop import config_for, folder  # noqa: F401
+
+
+def setting_for(path, config=None, **fields):
+    return Setting(**{"config": config or quickstart.get_config(), "seeds": 2, "folder": path, **fields})
+
+
+# ml_collections reads config files so.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+
+
+def rows_of(path):
+    return list(csv.reader(path.read_text().splitlines()))
+
+
+def errors(top1, top5=0.0):
+    return {"top1_error": top1, "top5_error": top5}
+
+
+# Sets of runs
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Lets loop.train only note its run and save its config; gives the runs, and what their outcomes will be."""
+    made = types.SimpleNamespace(runs=[], outcomes={})
+
+    def train(config_of_run, workdir, *, until):
+        made.runs.append(workdir.name)
+        workdir.mkdir(exist_ok=True)
+        config.save(config_of_run, workdir / "config.json")
+        outcome = made.outcomes.get(workdir.name, {"steps": 1})
+        if isinstance(outcome, Exception):
+            raise outcome
+        return dict(outcome)
+
+    monkeypatch.setattr(loop, "train", train)
+    return made
+
+
+def plan_of(*names):
+    return lambda setting, done: [setting.trial(name, seed=seed) for name in names for seed in range(setting.seeds)]
+
+
+def test_each_run_is_made_once_and_told(trained, tmp_path):
+    told = []
+
+    def write(_, done):
+        told.append(sorted(done))
+        return "table"
+
+    assert runs.carry_out(setting_for(tmp_path), plan_of("a", "b"), write) == "table"
+    assert trained.runs == ["a-seed0", "a-seed1", "b-seed0", "b-seed1"]
+    assert told == [trained.runs[:n] for n in (1, 2, 3, 4, 4)]
+    assert runs.carry_out(setting_for(tmp_path), plan_of("a", "b"), write) == "table"
+    assert len(trained.runs) == 4
+    assert [config.load(tmp_path / name / "config.json").seed for name in trained.runs] == [0, 1, 0, 1]
+
+
+def test_an_experiment_that_is_stopped_goes_on_where_it_was(trained, tmp_path):
+    trained.outcomes["a-seed1"] = {}  # what loop.train gives when SIGTERM came
+    assert runs.carry_out(setting_for(tmp_path), plan_of("a"), lambda *_: "table") is None
+    assert not (tmp_path / "a-seed1" / runs.OUTCOME).exists()
+    trained.outcomes.clear()
+    assert runs.carry_out(setting_for(tmp_path), plan_of("a"), lambda *_: "table") == "table"
+    assert trained.runs == ["a-seed0", "a-seed1", "a-seed1"]
+
+
+def test_a_run_that_diverges_is_an_outcome_and_not_the_end(trained, tmp_path):
+    trained.outcomes["a-seed0"] = FloatingPointError("loss is not finite at step 7.")
+    assert runs.carry_out(setting_for(tmp_path), plan_of("a"), lambda _, done: done)
+    assert runs.outcomes(tmp_path)["a-seed0"]["diverged"] == "loss is not finite at step 7."
+    assert trained.runs == ["a-seed0", "a-seed1"]
+
+
+def test_a_plan_may_grow_with_what_has_ended(trained, tmp_path):
+    def plan(setting, done):
+        return [setting.trial(f"r{n}", seed=0) for n in range(min(3, len(done) + 1))]
+
+    runs.carry_out(setting_for(tmp_path), plan, lambda *_: "table")
+    assert trained.runs == ["r0-seed0", "r1-seed0", "r2-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.5}, "learning_rate=0.01, and this one has learning_rate=0.5"),
+        ({"num_epochs": 3}, "num_epochs"),
+    ],
+)
+def test_runs_of_another_config_are_not_taken_for_this_ones(changes, message, trained, tmp_path):
+    runs.carry_out(setting_for(tmp_path), plan_of("a"), lambda *_: "table")
+    other = quickstart.get_config()
+    other.update(changes)
+    with pytest.raises(UsageError, match=message):
+        runs.carry_out(setting_for(tmp_path, other), plan_of("a"), lambda *_: "table")
+    assert len(trained.runs) == 2
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it_and_waited_for(trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a-seed0").mkdir()
+    other = (tmp_path / "a-seed0" / ".lock").open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    slept = []
+
+    def sleep(_):  # meanwhile the other ends its run
+        slept.append(list(trained.runs))
+        config.save(setting_for(tmp_path).trial("a", seed=0).config, tmp_path / "a-seed0" / "config.json")
+        length = {name: quickstart.get_config()[name] for name in runs.LENGTH}
+        (tmp_path / "a-seed0" / runs.OUTCOME).write_text(json.dumps({"length": length}))
+        other.close()
+
+    monkeypatch.setattr(runs.time, "sleep", sleep)
+    assert runs.carry_out(setting_for(tmp_path), plan_of("a"), lambda *_: "table") == "table"
+    assert trained.runs == ["a-seed1"]
+    assert slept == [["a-seed1"]]
+    assert "Other processes are at the runs that are left" in capsys.readouterr().out
+
+
+def test_a_trial_differs_from_the_config_in_what_it_names(tmp_path):
+    base = quickstart.get_config()
+    base.seed = 5
+    trial = setting_for(tmp_path, base).trial("a", {"augment.flip": True}, seed=2)
+    changed = {n: v for n, v in config.flatten(trial.config).items() if v != config.flatten(base)[n]}
+    assert changed == {"augment.flip": True, "seed": 7}
+    assert trial.name == "a-seed2"
+    assert base.augment.flip is False
+
+
+# Tables
+
+
+def test_means_and_standard_errors():
+    assert tables.standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
+    assert math.isnan(tables.standard_error([1.0]))
+    assert tables.mean_and_error([1.0, 2.0, 3.0]) == "2.00 ± 0.58"
+    assert tables.mean_and_error([1.5], 1) == "1.5"
+
+
+def test_a_table_is_text_and_csv(tmp_path):
+    text = tables.write(tmp_path / "t", ["name", "n", "remark"], [["a", 1, "x"], ["long name", 22, ""]], "below\n")
+    assert (
+        text == "name        n  remark\na           1  x\nlong name  22\n\nbelow\n" == (tmp_path / "t.txt").read_text()
+    )
+    assert rows_of(tmp_path / "t.csv") == [
+        ["name", "n", "remark"],
+        ["a", "1", "x"],
+        ["long name", "22", ""],
+    ]
+
+
+# Figure 1
+
+
+def ended(path, name, errors_by_line, every=10, steps_per_epoch=40):
+    """Notes a run as one that has ended, with training errors every so many steps."""
+    (path / name).mkdir(parents=True, exist_ok=True)
+    lines = [{"step": every * n, "train_error": e} for n, e in enumerate(errors_by_line, 1)]
+    (path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps = lines[-1]["step"]
+    (path / name / runs.OUTCOME).write_text(json.dumps({"steps": steps, "epochs": steps / steps_per_epoch}))
+
+
+def test_figure_1_searches_rates_until_the_quickest_is_between_two_that_are_slower(tmp_path):
+    def search():
+        return figure1.search("tanh", tmp_path, runs.outcomes(tmp_path))
+
+    assert search() == ([0.004, 0.002, 0.008], None)
+    ended(tmp_path, "tanh-rate0.004-seed0", [80, 60, 40, 25])
+    ended(tmp_path, "tanh-rate0.002-seed0", [80, 70, 60, 50])  # never there
+    assert search() == ([0.004, 0.002, 0.008], None)
+    ended(tmp_path, "tanh-rate0.008-seed0", [80, 50, 24])
+    assert search() == ([0.004, 0.002, 0.008, 0.016], None)
+    ended(tmp_path, "tanh-rate0.016-seed0", [90, 90, 90])
+    assert search() == ([0.004, 0.002, 0.008, 0.016], 0.008)
+    assert figure1.search("relu", tmp_path, runs.outcomes(tmp_path)) == ([0.004, 0.002, 0.008], None)
+
+
+def test_figure_1_gives_up_where_no_rate_leads_there(tmp_path):
+    for rate in ("0.004", "0.002", "0.008"):
+        ended(tmp_path, f"relu-rate{rate}-seed0", [80, 70])
+    assert figure1.search("relu", tmp_path, runs.outcomes(tmp_path)) == ([0.004, 0.002, 0.008], None)
+
+
+def test_a_run_of_figure_1_ends_at_the_goal_or_when_another_rate_was_there_sooner(tmp_path):
+    setting = setting_for(tmp_path, cifar10.get_config())
+
+    def trial(name):
+        return next(t for t in figure1.plan(setting, runs.outcomes(tmp_path)) if t.name == name)
+
+    slow = trial("relu-rate0.002-seed0")
+    (tmp_path / slow.name).mkdir()
+    for errors_so_far, over in (([80, 70], False), ([80, 70, 25], True)):
+        lines = [json.dumps({"step": 10 * n, "train_error": e}) for n, e in enumerate(errors_so_far, 1)]
+        (tmp_path / slow.name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        assert slow.until() is over
+    (tmp_path / slow.name / "metrics.jsonl").write_text(json.dumps({"step": 30, "train_error": 80}) + "\n")
+    ended(tmp_path, "tanh-rate0.004-seed0", [25])  # another network
+    ended(tmp_path, "relu-rate0.004-seed0", [50, 40, 30, 25])
+    assert slow.until() is False  # 30 steps of 40
+    ended(tmp_path, "relu-rate0.008-seed0", [50, 40, 25])
+    assert slow.until() is True
+
+
+def test_figure_1s_table_has_the_ratio_of_epochs(tmp_path):
+    setting = setting_for(tmp_path, cifar10.get_config())
+    for network, times in (("relu", 1), ("tanh", 3)):
+        for rate, lines in (("0.004", 2), ("0.002", 4), ("0.008", 4)):
+            ended(tmp_path, f"{network}-rate{rate}-seed0", [80] * (lines * times - 1) + [20])
+    ended(tmp_path, "relu-rate0.004-seed1", [80, 80, 80, 20])
+    done = runs.outcomes(tmp_path)
+    assert [t.name for t in figure1.plan(setting, done)][-1] == "tanh-rate0.004-seed1"
+    ended(tmp_path, "tanh-rate0.004-seed1", [80] * 5 + [20])
+    text = figure1.write(setting, runs.outcomes(tmp_path))
+    # ReLU: 20 and 40 steps of 40 an epoch, tanh: 60 and 60.
+    assert "relu: 0.8 ± 0.2 epochs\ntanh: 1.5 ± 0.0 epochs\n" in text
+    assert "tanh takes 2.0 times as many epochs as ReLU; seed by seed 1.5 to 3.0; the paper: 6 times." in text
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [row["remark"] for row in rows] == ["quickest rate", "", "", "quickest rate"] * 2
+    assert rows[1]["epochs to 25% training error"] == "1.0"
+    points = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
+    assert points[0] == {"network": "relu", "rate": "0.004", "seed": "0", "epoch": "0.250", "train_error": "80.000"}
+    assert (tmp_path / "figure1.png").stat().st_size > 10_000
+
+
+# Ablations
+
+
+def test_each_ablation_changes_what_it_says_and_nothing_else(tmp_path):
+    base = alexnet.get_config()
+    trials = {trial.name: trial.config for trial in ablations.plan(setting_for(tmp_path, base, seeds=1), {})}
+    # The paper's own config has decoupled decay, so that this row would be the whole.
+    assert trials.keys() == {f"{name}-seed0" for name in ablations.ROWS if name != "decoupled"}
+    flat = config.flatten(base)
+    for name, changed in trials.items():
+        row = ablations.ROWS[name.removesuffix("-seed0")]
+        different = {field: value for field, value in config.flatten(changed).items() if value != flat[field]}
+        expected = {"architecture": f"PAPER_{row.change}"} if row.change else {}
+        assert different == {**expected, **dict(row.fields)}
+        config.check(changed)
+
+
+def test_rows_that_change_nothing_are_left_out():
+    base = cifar10.get_config()  # no norm, dropout, towers or augmentation
+    rows = {name for name in ablations.ROWS if ablations.applies(name, base)}
+    assert rows == {
+        "whole",
+        "tanh",
+        "no_overlap",
+        "no_conv2",
+        "no_conv3",
+        "std_half",
+        "std_double",
+        "paper_rule",
+        "one_gpu",
+    }
+    assert networks.exists("CIFAR_FOUR_LAYER_ONE_GPU")
+
+
+def test_the_ablations_table_by_hand(tmp_path):
+    setting = setting_for(tmp_path)
+    done = {
+        "whole-seed0": {"one_view": errors(12, 3), "ten_views": errors(10, 2)},
+        "whole-seed1": {"one_view": errors(12, 3), "ten_views": errors(11, 2)},
+        "no_lrn-seed0": {"ten_views": errors(13, 4)},
+        "no_lrn-seed1": {"ten_views": errors(14, 4)},
+        "no_conv3-seed0": {"ten_views": errors(5, 1)},
+        "no_conv3-seed1": {"ten_views": errors(5, 1)},
+        "no_conv4-seed0": {"diverged": "at step 3"},
+        "no_conv5-seed0": {"ten_views": errors(20, 1)},
+    }
+    ablations.write(setting, done)
+    rows = {row[0]: row[1:] for row in rows_of(tmp_path / "table.csv")}
+    assert rows["nothing"] == ["", "2", "10.50 ± 0.50", "", "2.00 ± 0.00", "", ""]
+    # sqrt(0.5^2 + 0.5^2) = 0.71
+    assert rows["normalization"] == [
+        "1.4 / 1.2",
+        "2",
+        "13.50 ± 0.50",
+        "+3.00 ± 0.71",
+        "4.00 ± 0.00",
+        "+2.00 ± 0.00",
+        "agrees",
+    ]
+    assert rows["conv3"][-1] == "contradicts"
+    assert rows["conv4"] == ["2.0", "0", "", "", "", "", ""]
+    assert rows["conv5"] == ["2.0", "1", "20.00", "+9.50", "1.00", "-1.00", ""]
+    assert rows["views but the central"][2:4] == ["12.00 ± 0.00", "+1.50 ± 0.50"]
+    assert (tmp_path / "costs.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("paper", "cost", "spread", "says"),
+    [
+        (1.4, 1.0, 0.4, "agrees"),
+        (1.4, 0.8, 0.4, "not told apart from 0"),
+        (1.4, -1.0, 0.4, "contradicts"),
+        (None, 1.0, 0.1, ""),
+        (1.4, 1.0, math.nan, ""),
+    ],
+)
+def test_a_cost_beside_the_papers(paper, cost, spread, says):
+    assert ablations.verdict(paper, cost, spread) == says
+
+
+# Ensembles
+
+
+def test_six_convolutions_are_pretrained_first_and_then_fine_tuned(tmp_path):
+    setting = setting_for(tmp_path, seeds=5, pretrain="folder:/many")
+    plain = [f"cnn-seed{n}" for n in range(5)]
+    assert [t.name for t in ensembles.plan(setting_for(tmp_path, seeds=5), {})] == plain
+    assert [t.name for t in ensembles.plan(setting, {})] == [*plain, "pretrain-seed0", "pretrain-seed1"]
+    last = ensembles.plan(setting, {"pretrain-seed0": {}, "pretrain-seed1": {}})[-1]
+    assert (last.name, last.config.seed, last.config.architecture) == ("finetune-seed1", 1, "QUICKSTART_SIX_CONV")
+    assert last.config.pretrained == str(tmp_path / "pretrain-seed1")
+    assert last.config.learning_rate == pytest.approx(0.001)
+    assert last.config.dataset == "digits"
+    first = ensembles.plan(setting, {})[5]
+    assert (first.config.dataset, first.config.architecture) == ("folder:/many", "QUICKSTART_SIX_CONV")
+
+
+def test_ensembles_are_of_the_papers_number(tmp_path):
+    with pytest.raises(UsageError, match=r"--seeds is 3; accepted is 5"):
+        ensembles.run(setting_for(tmp_path, seeds=3))
+
+
+def test_the_table_of_ensembles_averages_probabilities(tmp_path, monkeypatch):
+    draw, labels = np.random.default_rng(0), np.arange(40) % 4
+    members = {}
+    for n, name in enumerate([*(f"cnn-seed{n}" for n in range(5)), "finetune-seed0", "finetune-seed1"]):
+        member = ensemble.Member(name, f"digest{n}", 5 + (n >= 5), "test", 40, ("a", "b", "c", "d"))
+        members[name] = ensemble.Predictions(member, 10, draw.dirichlet(np.ones(4), 40).astype(np.float32), labels)
+    monkeypatch.setattr(ensembles, "_predictions", lambda workdir, views: members[workdir.name])
+    setting = setting_for(tmp_path, seeds=5, pretrain="many")
+    ensembles.write(setting, {name: {} for name in [*members, "pretrain-seed0", "pretrain-seed1"]})
+    rows = {row[0]: row[1:] for row in rows_of(tmp_path / "table.csv")}
+    probabilities = [one.probabilities.astype(np.float64) for one in members.values()]
+    wrong = [100 * np.mean(p.argmax(1) != labels) for p in probabilities]
+    assert rows["1 CNN"][:3] == ["40.7", "18.2", f"{np.mean(wrong[:5]):.2f}"]
+    assert rows["1 CNN*"][2] == f"{np.mean(wrong[5:]):.2f}"
+    assert rows["5 CNNs"][2] == f"{100 * np.mean(sum(probabilities[:5]).argmax(1) != labels):.2f}"
+    assert rows["7 CNNs*"][2] == f"{100 * np.mean(sum(probabilities).argmax(1) != labels):.2f}"
+
+
+# Seeds, and the command
+
+
+def test_the_four_layers_stand_beside_the_papers_numbers(tmp_path):
+    base = cifar10.get_config()
+    done = {f"CIFAR_FOUR_LAYER{end}-seed{n}": {"one_view": errors(10 + n, 1)} for end in ("", "_LRN") for n in (0, 1)}
+    assert done.keys() == {t.name for t in seeds.plan(setting_for(tmp_path, base), {}, endings=lrn_cifar.NETWORKS)}
+    seeds.write(setting_for(tmp_path, base), done, endings=lrn_cifar.NETWORKS)
+    rows = {row[0]: row[1:] for row in rows_of(tmp_path / "table.csv")}
+    assert rows["CIFAR_FOUR_LAYER_LRN"] == ["one view", "11.0", "2", "10.50 ± 0.50", "1.00 ± 0.00", "10.00 11.00"]
+    assert rows["CIFAR_FOUR_LAYER"][1] == "13.0"
+
+
+def one_device(monkeypatch):
+    devices = jax.devices
+    monkeypatch.setattr(jax, "devices", lambda *arguments: devices(*arguments)[:1])
+
+
+def test_the_command_makes_runs_and_their_table(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
+    one_device(monkeypatch)
+    few = [f"--config.dataset=folder:{folder}", "--config.num_steps=2", "--config.batch_size=16", "--seeds=2"]
+    command = ["experiment", "specialisation", f"--workdir={tmp_path}", "--config=configs/quickstart.py", *few]
+    cli.main(command)
+    assert f"Wrote: {tmp_path}" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "table.csv")[1:]
+    assert [row[0] for row in rows] == ["QUICKSTART-seed0", "QUICKSTART-seed1"]
+    for name, shares, _, score in rows:
+        first, second = map(float, shares.split())
+        assert float(score) == pytest.approx(abs(first - second), abs=2e-3)
+        assert (tmp_path / name / "kernels.png").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", lambda *_, **__: pytest.fail("it had ended"))
+        cli.main(command)
+    with pytest.raises(SystemExit, match=r"ended with num_steps=2, and this one has num_steps=3"):
+        cli.main([*command[:-3], "--config.num_steps=3", *command[-2:]])
+
+
+@pytest.mark.parametrize("name", experiments.NAMES)
+def test_each_experiment_has_a_config_that_is_accepted(name, tmp_path, monkeypatch):
+    import importlib
+
+    module, asked = importlib.import_module(f"alexnet_jax.experiments.{experiments.NAMES[name]}"), []
+    monkeypatch.setattr(module, "run", lambda setting: asked.append(setting) or "table")
+    pretrain = ["--pretrain=digits"] if name == "six_conv" else []
+    cli.main(["experiment", name, f"--workdir={tmp_path}", *pretrain, "--config.num_epochs=7"])
+    assert asked[0].config.num_epochs == 7
+    assert asked[0].seeds == module.SEEDS
+    config.check(asked[0].config)
+
+
+@pytest.mark.parametrize("arguments", [["six_conv"], ["ablations", "--pretrain=digits"]])
+def test_pretrain_goes_with_six_conv_alone(arguments, tmp_path):
+    with pytest.raises(SystemExit, match="six_conv needs --pretrain=DATASET"):
+        cli.main(["experiment", *arguments, f"--workdir={tmp_path}"])
+
+
+# The system that the paper beat
+
+
+@pytest.fixture
+def stripes(tmp_path):
+    """Two classes: lines from left to right, and from top to bottom."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 10)):
+        for n in range(count):
+            wave = 127 + 100 * np.sin(2 * np.pi * (np.arange(32) / draw.uniform(6, 9) + draw.uniform()))
+            lines = np.tile(wave, (32, 1)) + draw.normal(0, 8, (32, 32))
+            pixels = np.clip(lines.T if n % 2 else lines, 0, 255).astype(np.uint8)
+            path = tmp_path / "stripes" / split / "ab"[n % 2] / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).convert("RGB").save(path)
+    return tmp_path / "stripes"
+
+
+def test_the_baseline_tells_stripes_apart_and_is_resumed_at_its_blocks(stripes, tmp_path, monkeypatch):
+    pytest.importorskip("skimage", reason="scikit-image is not installed")
+    monkeypatch.setattr(baseline, "GAUSSIANS", 4)
+    monkeypatch.setattr(baseline, "BLOCK", 10)
+    base = quickstart.get_config()
+    base.dataset = f"folder:{stripes}"
+    of_picture, made = baseline.fisher_vector, []
+
+    def counted(image, vocabulary):
+        made.append(image)
+        if len(made) == 15:
+            raise KeyboardInterrupt
+        return of_picture(image, vocabulary)
+
+    monkeypatch.setattr(baseline, "fisher_vector", counted)
+    setting = setting_for(tmp_path / "out", base, seeds=1)
+    with pytest.raises(KeyboardInterrupt):
+        baseline.run(setting)
+    before = len(made)
+    text = baseline.run(setting)
+    assert len(made) - before == 24 - 10 + 10  # the first block was there
+    result = json.loads((tmp_path / "out" / "seed0" / "result.json").read_text())
+    assert (result["top1_error"], result["examples"]) == (0.0, 10)
+    assert "45.7" in text
+    with np.load(tmp_path / "out" / "seed0" / "train" / "00000000.npz") as file:
+        assert file["vectors"].shape == (10, 4 * (4 + 2 * 4 * baseline.NUMBERS))
+        # Four vectors of length 1, of the picture and of its stripes.
+        np.testing.assert_allclose(np.square(file["vectors"]).sum(1), 4, rtol=1e-4)
+    base.seed = 1
+    with pytest.raises(UsageError, match="seed=0"):
+        baseline.run(setting_for(tmp_path / "out", base, seeds=1))
+
+
+def test_dense_sift_is_of_points_all_over_the_picture():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    descriptors, heights = baseline.dense_sift(image)
+    assert descriptors.shape == (13**2 + 11**2 + 9**2, 128)  # patches of 16, 24, 32 on 64 pixels, 4 apart
+    np.testing.assert_allclose(np.square(descriptors).sum(1), 1, rtol=1e-5)
+    assert (heights.min(), heights.max()) == (8 / 64, 56 / 64)
+
+
+def test_the_baseline_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setattr(baseline.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r'skimage is not installed.*pip install "scikit-image'):
+        baseline.run(setting_for(tmp_path))
+
+
+def test_specialisation_is_told_for_runs_that_have_ended(tmp_path):
+    assert "QUICKSTART" not in specialisation.write(setting_for(tmp_path), {})
