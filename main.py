@@ -48,6 +48,8 @@ def main(argv):
             loop.train(CONFIG.value, WORKDIR.value)
     except (UsageError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,15 @@ def _is_schedule(value: tuple) -> bool:
     return all(isinstance(layer, str) for _, layer, _ in value) and epochs == sorted(epochs)
 
 
+def _is_network(value: str) -> bool:
+    """As networks.exists; but ValueError, with the reason, for a network that cannot be changed as its name says."""
+    try:
+        networks.named(value)
+    except networks.UnknownNetworkError:
+        return False
+    return True
+
+
 def _free(field: Field) -> Field:
     return dataclasses.replace(field, free=True)
 
@@ -71,12 +80,7 @@ FIELDS = {
     "eval_split": _TEXT,
     "image_size": _POSITIVE,
     "num_classes": _NOT_NEGATIVE,
-    "architecture": Field(
-        str,
-        f"one of {', '.join(networks.NAMED)}; or one of these with a change behind its name, as in QUICKSTART_NO_LRN: "
-        + ", ".join(networks.CHANGES),
-        networks.exists,
-    ),
+    "architecture": Field(str, networks.ACCEPTED, lambda value: _is_network(value)),
     "dtype": _one_of("float32", "bfloat16"),
     "pretrained": _TEXT,
     "seed": _NOT_NEGATIVE,
@@ -152,7 +156,11 @@ def check_value(name: str, value: object) -> None:
     field = FIELDS[name]
     right_type = type(value) is field.kind or (field.kind is float and type(value) is int)
     finite = not isinstance(value, float) or math.isfinite(value)
-    if not right_type or not finite or not field.accepts(value):
+    try:
+        accepted = right_type and finite and field.accepts(value)
+    except ValueError as error:
+        raise UsageError(f"config.{name} is {value!r}, and {error} Set --config.{name} to another.") from error
+    if not accepted:
         raise UsageError(
             f"config.{name} is {value!r}; accepted is {field.accepted}. Set --config.{name} to such a value."
         )

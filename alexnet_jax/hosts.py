@@ -244,29 +244,43 @@ def share(folder: Path) -> None:
 class Sigterm:
     """SIGTERM to one process stops all of them, at the same place. A context manager.
 
-    Where there is but one process, Ctrl-C does the same; a second one ends the program as it always does.
+    Where there is but one process, Ctrl-C does the same; a second one ends the program as it always does. One within
+    another tells the outer one as well.
     """
 
     _asked = 0  # in this process, for JAX counts so too
 
     def __init__(self):
         self.came = False  # and all processes know
-        self._received = []
+        self._received, self._before = [], {}
 
     def __enter__(self):
         # With several processes JAX listens for the signal, and finds the call of `check` where all of them stop.
         if jax.process_count() == 1:
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+            listened = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            # What a shell starts in the background ignores Ctrl-C, which is meant for others.
+            self._before = {number: before for number, before in listened.items() if before is not signal.SIG_IGN}
+            for number in self._before:
+                signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_):
-        if jax.process_count() == 1:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        for number in self._received:
+            if isinstance(getattr(self._before[number], "__self__", None), Sigterm):
+                self._before[number](number, None)
 
     def _receive(self, number, _):
         self._received.append(number)
+        if number == signal.SIGINT and len(self._received) == 1:
+            os.write(2, b"\nStopping at the next step; Ctrl-C once more stops at once.\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupted(self) -> bool:
+        """Whether it was Ctrl-C that came, and nobody outside listens for it too."""
+        outer = isinstance(getattr(self._before.get(signal.SIGINT), "__self__", None), Sigterm)
+        return signal.SIGINT in self._received and not outer
 
     def check(self) -> bool:
         """Whether to stop now. Every process must call this equally often: once a step, once an evaluated batch."""

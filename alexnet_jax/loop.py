@@ -200,11 +200,12 @@ def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict
       until: asked after each epoch, whose lines in metrics.jsonl are then written; True makes it the run's last.
 
     Returns:
-      What result.json holds; empty if SIGTERM or Ctrl-C stopped the run, whose state is saved.
+      What result.json holds; empty if SIGTERM stopped the run, whose state is saved.
 
     Raises:
       UsageError: before any work, if the config, the data or the workdir do not fit.
       FloatingPointError: if the loss or the gradient is not finite; names the step.
+      KeyboardInterrupt: if Ctrl-C stopped the run, whose state is saved.
     """
     workdir = Path(workdir).expanduser()
     run = set_up(config, workdir)
@@ -232,6 +233,8 @@ def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict
         hosts.say(f"Stopped: saved {workdir} after step {int(state.step)}; the same command resumes it.")
     elif config.report:
         _write_report(run)
+    if sigterm.interrupted():
+        raise KeyboardInterrupt
     return result
 
 
@@ -272,7 +275,7 @@ def fit(
             state, _ = validate(run, state, progress, writer, sigterm)
             if sigterm.came:  # again before it was done: the checkpoint there still says that it is due
                 return state
-        if start and until():  # it had ended, but for what comes after its last step
+        if start and run.ends_epoch(start) and until():  # it had ended, but for what comes after its last step
             return state
         for step, batch in enumerate(journal.take(run.batches_from(start)), start + 1):
             batch = placement.put(batch, config.batch_size)
@@ -305,7 +308,7 @@ def validate(
 ) -> tuple[TrainState, Errors | None]:
     """Evaluates a state and, with `adjust`, lets the rate follow: the state with its new schedule, and the errors.
 
-    When SIGTERM comes on the way, the state is returned as it was, and None.
+    When it is stopped on the way, the state is returned as it was, and None.
     """
     errors = run.evaluate(state.params, views=1, interrupted=sigterm.check)
     if errors is None:
@@ -321,7 +324,7 @@ def validate(
 def conclude(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm) -> dict:
     """Evaluates a state with one view and with many, writes result.json and prints a table.
 
-    Gives an empty result, and writes nothing, when SIGTERM comes on the way.
+    Gives an empty result, and writes nothing, when it is stopped on the way.
     """
     views = _views(run.config.views)
     errors = {name: run.evaluate(state.params, views=n, interrupted=sigterm.check) for name, n in views.items()}
@@ -443,7 +446,7 @@ def _evaluate_and_say(evaluate_views, params, views, title):
     with hosts.Sigterm() as sigterm:
         errors = {name: evaluate_views(params, views=n, interrupted=sigterm.check) for name, n in _views(views).items()}
     if sigterm.came:
-        raise hosts.AgreedError("SIGTERM came before the evaluation was done. Start it again.")
+        raise hosts.AgreedError("stopped before the evaluation was done. Start it again.")
     hosts.say(outputs.errors_table(title, errors))
     return errors
 

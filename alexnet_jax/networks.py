@@ -364,7 +364,7 @@ def _times_std(architecture, factor):
 
 CHANGES = {
     "NO_LRN": lambda architecture: without(architecture, LRN),
-    "NO_OVERLAP": lambda architecture: replace(architecture, MaxPool, size=2, stride=2),  # as many pixels
+    "NO_OVERLAP": lambda architecture: replace(architecture, MaxPool, size=2, stride=2),  # in PAPER the same 27, 13, 6
     "TANH": lambda architecture: replace(architecture, ReLU, Tanh()),
     "NO_DROPOUT": lambda architecture: without(architecture, Dropout),
     "ONE_COLUMN": lambda architecture: replace(architecture, Input, towers=1),  # each kernel sees all maps
@@ -410,11 +410,23 @@ NAMED = {
 """The networks that have a name of their own."""
 
 
+ACCEPTED = (
+    f"one of {', '.join(NAMED)}; or one of these with a change behind its name, as in QUICKSTART_NO_LRN: "
+    f"{', '.join(CHANGES)}"
+)
+"""The names that `named` knows, in words."""
+
+
+class UnknownNetworkError(ValueError):
+    """There is no network of that name."""
+
+
 def named(name: str) -> Architecture:
     """The network of a name: one of NAMED, or one of these with CHANGES behind its name, as in QUICKSTART_NO_LRN.
 
     Raises:
-      ValueError: if there is none.
+      UnknownNetworkError: if the name is of no such kind.
+      ValueError: if the network cannot be changed so.
     """
     if name in NAMED:
         return NAMED[name]
@@ -422,19 +434,18 @@ def named(name: str) -> Architecture:
         if name.endswith(f"_{change}"):
             base = named(name.removesuffix(f"_{change}"))
             try:
-                return changed(base)
+                architecture = changed(base)
+                check(architecture)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-    raise ValueError(
-        f"there is no network {name}; accepted are {', '.join(NAMED)}, and each of them with a change behind its name, "
-        f"as in QUICKSTART_NO_LRN: {', '.join(CHANGES)}."
-    )
+                raise ValueError(f"there is no {name}: {error}") from error
+            return architecture
+    raise UnknownNetworkError(f"there is no network {name}; accepted is {ACCEPTED}.")
 
 
 def exists(name: str) -> bool:
     """Whether `named` gives a network for a name."""
     try:
-        check(named(name))
+        named(name)
     except ValueError:
         return False
     return True

@@ -381,5 +381,5 @@ def test_changes_can_be_chained():
 @pytest.mark.parametrize("name", ["VGG", "NO_LRN", "QUICKSTART_", "QUICKSTART_NO_LRN_NO_LRN", "TORCHVISION_NO_LRN"])
 def test_a_name_that_gives_no_network_is_refused(name):
     assert not networks.exists(name)
-    with pytest.raises(ValueError, match=r"there is no network|has no LRN"):
+    with pytest.raises(ValueError, match=r"there is no network|the architecture has no LRN"):
         networks.named(name)

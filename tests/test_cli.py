@@ -68,7 +68,7 @@ def message_of(capsys, *arguments):
 
 def test_summary_of_an_unknown_network_names_those_there_are(capsys):
     message = message_of(capsys, "summary", "--architecture=VGG")
-    assert "there is no network VGG; accepted are " in message
+    assert "there is no network VGG; accepted is one of " in message
     assert all(name in message for name in networks.NAMED)
 
 

@@ -276,3 +276,10 @@ def test_choices_are_those_of_the_code_that_takes_them():
     for name, choices in choices_of.items():
         assert FIELDS[name].accepted == "one of " + ", ".join(choices)
         assert all(FIELDS[name].accepts(choice) for choice in choices)
+
+
+def test_a_network_that_cannot_be_changed_so_is_told_why():
+    with pytest.raises(
+        UsageError, match=r"config.architecture is 'TORCHVISION_NO_LRN', and .* has no LRN; .*Set --config"
+    ):
+        config_lib.check_value("architecture", "TORCHVISION_NO_LRN")

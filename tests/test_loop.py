@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, or go wrong; what a run leaves behind."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -199,7 +200,8 @@ def test_sigterm_and_ctrl_c_save_and_the_next_run_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Journal, "add", add_and_stop)
-        assert loop.train(config_for(folder, checkpoint_every_steps=100), tmp_path) == {}
+        with pytest.raises(KeyboardInterrupt) if by == signal.SIGINT else contextlib.nullcontext():
+            assert loop.train(config_for(folder, checkpoint_every_steps=100), tmp_path) == {}
     assert f"after step {stop_at}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -253,12 +255,19 @@ def test_until_makes_an_epoch_the_last_also_where_the_run_was_cut_off_behind_it(
             loop.train(config_for(folder), workdir, until=until)
     assert asked == [6, 12]
     result = loop.train(config_for(folder), workdir, until=until)
-    assert asked == [6, 12, 12]
+    assert asked == [6, 12, 12]  # not within an epoch, where a run that was not cut off is not asked
     assert (result["steps"], result["epochs"]) == (12, 2.0)
     loop.train(config_for(folder, num_steps=12), tmp_path / "short")
     want, got = arrays_of(tmp_path / "short", 12), arrays_of(workdir, 12)
     for name in want:
         np.testing.assert_array_equal(want[name], got[name], err_msg=name)
+
+
+def test_a_run_cut_off_within_an_epoch_is_not_asked_whether_it_has_ended(folder, tmp_path, monkeypatch):
+    asked = []
+    loop.train(config_for(folder, num_steps=4), tmp_path)
+    result = loop.train(config_for(folder, num_steps=10), tmp_path, until=lambda: asked.append("") or True)
+    assert (result["steps"], len(asked)) == (6, 1)
 
 
 def test_sigterm_in_the_closing_evaluation_is_made_up_for(folder, uncut, tmp_path, monkeypatch, capsys):

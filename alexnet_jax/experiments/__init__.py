@@ -11,14 +11,14 @@ specialisation  colours in one tower (section 6.1)
 baseline        SIFT, Fisher vectors and a linear SVM: what the paper beat (tables 1 and 2)
 """
 
-NAMES = {
-    "figure1": "figure1",
-    "ablations": "ablations",
-    "lrn_cifar": "lrn_cifar",
-    "ensemble5": "ensembles",
-    "six_conv": "ensembles",
-    "specialisation": "specialisation",
-    "baseline": "baseline",
-    "seeds": "seeds",
+ALL = {
+    "figure1": ("figure1", "ReLU against tanh"),
+    "lrn_cifar": ("lrn_cifar", "normalization in four layers"),
+    "ablations": ("ablations", "each idea left out"),
+    "ensemble5": ("ensembles", "five networks averaged"),
+    "six_conv": ("ensembles", "seven, two of them pretrained"),
+    "specialisation": ("specialisation", "colours in one tower"),
+    "baseline": ("baseline", "SIFT, Fisher vectors, linear SVM"),
+    "seeds": ("seeds", "any network over several seeds"),
 }
-"""The experiments, and the modules that carry them out."""
+"""The experiments: the module that carries each out, and what it is, in words."""

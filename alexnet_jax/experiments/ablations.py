@@ -1,6 +1,7 @@
 """The paper's ideas, each left out in turn (sections 3.1 to 3.5, 4.1, 4.2, 5 and 7): what that costs.
 
-For any network and any data. Standard errors are those of the spread over seeds.
+For any network and any data. Where the pixels of a layer are no odd number, pools that do not overlap leave more of
+them than the paper's do (in PAPER as many), and the network is wider behind them.
 """
 
 import dataclasses
@@ -8,11 +9,12 @@ import math
 
 import numpy as np
 from ml_collections import ConfigDict
+from scipy import stats
 
+from alexnet_jax import config as config_lib
 from alexnet_jax import networks
 from alexnet_jax.experiments import runs, tables
 from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
-from alexnet_jax.report import figures
 
 CONFIG = "configs/alexnet.py"
 DEFAULTS = ("--config.report=false",)
@@ -37,16 +39,16 @@ class Row:
 
 
 WHOLE = "whole"
-MIDDLE = (2.0, None)  # "about 2%" for any of the middle layers (section 7)
+MIDDLE = (2.0, None)  # "about 2%" for any of the middle convolutions (section 7)
 NO_CROPS, NO_FLIPS = ("augment.crop", False), ("augment.flip", False)
 ROWS = {
     WHOLE: Row("nothing"),
-    "tanh": Row("ReLU: tanh", "TANH"),
+    "tanh": Row("ReLU → tanh", "TANH"),
     "no_lrn": Row("normalization", "NO_LRN", paper=(1.4, 1.2)),
-    "no_overlap": Row("pools overlap", "NO_OVERLAP", paper=(0.4, 0.3)),
+    "no_overlap": Row("overlap of pools", "NO_OVERLAP", paper=(0.4, 0.3)),
     "one_gpu": Row("second tower", "ONE_GPU", paper=(1.7, 1.2)),
-    "one_column": Row("two towers: one column", "ONE_COLUMN"),
-    "no_cross": Row("conv3 sees both towers", "NO_CROSS"),
+    "one_column": Row("two towers → one column", "ONE_COLUMN"),
+    "no_cross": Row("conv3's sight of both towers", "NO_CROSS"),
     "no_colors": Row("colour jitter", fields=(("augment.pca_std", 0.0),), paper=(1.0, None)),
     "no_crops": Row("crops", fields=(NO_CROPS,)),
     "no_flips": Row("flips", fields=(NO_FLIPS,)),
@@ -54,14 +56,15 @@ ROWS = {
     "no_dropout": Row("dropout", "NO_DROPOUT"),
     "no_decay": Row("weight decay", fields=(("weight_decay", 0.0),)),
     **{f"no_{name}": Row(name, f"NO_{name.upper()}", paper=MIDDLE) for name in ("conv2", "conv3", "conv4", "conv5")},
-    "no_fc6": Row("fc6", "NO_FC6", paper=MIDDLE),
+    "no_fc6": Row("fc6", "NO_FC6"),
     "bias_0": Row("biases above 0 at first", "BIAS_0"),
-    "std_half": Row("std at first: half", "STD_HALF"),
-    "std_double": Row("std at first: double", "STD_DOUBLE"),
-    "decoupled": Row("decay in the velocity: beside", fields=(("update_rule", "decoupled"),)),
-    "paper_rule": Row("decay beside the velocity: in", fields=(("update_rule", "paper"),)),
+    "std_half": Row("initial std → half of it", "STD_HALF"),
+    "std_double": Row("initial std → twice that", "STD_DOUBLE"),
+    "decoupled": Row("decay in → beside the velocity", fields=(("update_rule", "decoupled"),)),
+    "paper_rule": Row("decay beside → in the velocity", fields=(("update_rule", "paper"),)),
 }
 """By the name of its runs, in the order of the table."""
+LEVEL = 0.05
 TEN_VIEWS = (39.0 - 37.5, 18.3 - 17.0)  # ILSVRC-2010, table 1 and section 4.1
 
 
@@ -72,24 +75,21 @@ def run(setting: Setting) -> str | None:
 
 def applies(name: str, config: ConfigDict) -> bool:
     """Whether leaving out that row makes another run of a config."""
-    row = ROWS[name]
-    changed = architecture_of(row, config)
-    if not networks.exists(changed):
+    row, flat = ROWS[name], config_lib.flatten(config)
+    architecture = architecture_of(row, config)
+    if name in ("decoupled", "paper_rule"):  # of the two forms, the one that the config has not
+        other = {"decoupled": "paper", "paper_rule": "decoupled"}[name]
+        return config.update_rule == other and config.weight_decay > 0
+    if name == "one_gpu" and networks.named(config.architecture)[0].towers == 1:
         return False
-    values = config.to_dict()
-    fields = any(_value(values, field) != value for field, value in row.fields)
-    return name == WHOLE or fields or networks.named(changed) != networks.named(config.architecture)
+    if row.change and networks.exists(architecture):
+        return networks.named(architecture) != networks.named(config.architecture)
+    return name == WHOLE or (bool(row.fields) and all(flat[field] != value for field, value in row.fields))
 
 
 def architecture_of(row: Row, config: ConfigDict) -> str:
     """The name of a row's network."""
     return f"{config.architecture}_{row.change}" if row.change else config.architecture
-
-
-def _value(values, field):
-    for part in field.split("."):
-        values = values[part]
-    return values
 
 
 def plan(setting: Setting, _: Outcomes) -> list[Trial]:
@@ -105,74 +105,72 @@ def plan(setting: Setting, _: Outcomes) -> list[Trial]:
 def write(setting: Setting, done: Outcomes) -> str:
     """Writes the table of what each idea is worth, and a plot of it; gives the table as text."""
     most = "ten_views" if setting.config.views > 1 else "one_view"
-    whole = _errors(setting, done, WHOLE, most)
-    rows, bars = [], []
+    whole, _ = _errors(setting, done, WHOLE, most)
+    rows, marks = [], []
     for name, row in ROWS.items():
         if applies(name, setting.config):
-            errors = _errors(setting, done, name, most)
-            rows.append(_row(row.words, row.paper, errors, None if name == WHOLE else whole))
+            errors, count = _errors(setting, done, name, most)
+            rows.append(_row(row.words, row.paper, count, errors, None if name == WHOLE else whole))
             if name != WHOLE and len(errors) and len(whole):
-                bars.append((row, *_cost(errors, whole)))
+                marks.append(tables.Mark(row.words, _cost(errors, whole)[0], row.paper[0]))
     if most == "ten_views":
-        rows.append(_row("views but the central", TEN_VIEWS, _errors(setting, done, WHOLE, "one_view"), whole))
-    if bars:
-        figures.save_png(
-            lambda figure: _draw(figure, bars), (6.4, 0.32 * len(bars) + 1.2), setting.folder / "costs.png"
-        )
-    header = ["left out", "paper: costs", "seeds", "top-1", "costs", "top-5", "costs", "beside the paper"]
+        errors, count = _errors(setting, done, WHOLE, "one_view")
+        rows.append(_row("all views but the central", TEN_VIEWS, count, errors, whole, paired=True))
+    tables.plot(setting.folder / "table.png", "costs, in percentage points of top-1 error", marks)
+    header = ["left out", "paper: costs", "seeds", "top-1", "costs top-1", "top-5", "costs top-5", "beside the paper"]
     return tables.write(setting.folder / "table", header, rows, BELOW)
 
 
-BELOW = """Errors in %, costs in percentage points: means over seeds ± their standard errors. All costs of the paper's
-are above 0: "agrees" is a cost here that is above 0 by more than two standard errors, "contradicts" one that is below.
+BELOW = f"""Errors in %, costs in percentage points: means over seeds ± their standard errors. The paper's costs are
+above 0: one here "agrees" if it is above 0 and "contradicts" if it is below, by a t-test at {100 * LEVEL:g}%. Of twenty
+costs that are in truth 0, one would be told apart from it by chance.
 """
 
 
 def _errors(setting, done, name, views):
-    """(n, 2) top-1 and top-5 errors of the seeds of a row that have ended."""
-    outcomes = [done.get(f"{name}-seed{seed}", {}) for seed in range(setting.seeds)]
-    return np.reshape([(o[views]["top1_error"], o[views]["top5_error"]) for o in outcomes if views in o], (-1, 2))
+    """(n, 2) top-1 and top-5 errors of the seeds of a row that have ended; and how many these are, in words."""
+    outcomes, count = runs.results(done, [f"{name}-seed{seed}" for seed in range(setting.seeds)])
+    return np.reshape([(o[views]["top1_error"], o[views]["top5_error"]) for o in outcomes], (-1, 2)), count
 
 
-def _cost(errors, whole):
-    """(2,) what it costs, top-1 and top-5, and (2,) the standard errors, nan where there are too few seeds."""
-    spreads = [[tables.standard_error(column) for column in group.T] for group in (errors, whole)]
-    return errors.mean(0) - whole.mean(0), np.hypot(*spreads)
+def _cost(errors, whole, paired=False):
+    """What it costs in top-1 and in top-5 error."""
+    if paired:
+        return [tables.Mean.of(column, "+.2f") for column in (errors - whole).T]
+    means = [[tables.Mean.of(column) for column in group.T] for group in (errors, whole)]
+    return [tables.Mean(a.mean - b.mean, math.hypot(a.error, b.error), "+.2f") for a, b in zip(*means, strict=True)]
 
 
-def _row(words, paper, errors, whole):
+def _row(words, paper, count, errors, whole, paired=False):
     says = " / ".join(f"{number:.1f}" for number in paper if number is not None)
     if not len(errors):
-        return [words, says, 0, "", "", "", "", ""]
-    top1, top5 = (tables.mean_and_error(column) for column in errors.T)
+        return [words, says, count, "", "", "", "", ""]
+    top1, top5 = (tables.Mean.of(column) for column in errors.T)
     if whole is None or not len(whole):
-        return [words, says, len(errors), top1, "", top5, "", ""]
-    costs, spread = _cost(errors, whole)
-    shown = [f"{c:+.2f}" + ("" if math.isnan(s) else f" ± {s:.2f}") for c, s in zip(costs, spread, strict=True)]
-    return [words, says, len(errors), top1, shown[0], top5, shown[1], verdict(paper[0], costs[0], spread[0])]
+        return [words, says, count, top1, "", top5, "", ""]
+    costs = _cost(errors, whole, paired)
+    beside = "" if paper[0] is None else verdict(errors[:, 0], whole[:, 0], paired)
+    return [words, says, count, top1, costs[0], top5, costs[1], beside]
 
 
-def verdict(paper: float | None, cost: float, spread: float) -> str:
-    """How a measured cost stands beside the paper's, which is above 0: by two standard errors, or not told apart."""
-    if paper is None or math.isnan(spread):
+def verdict(errors: np.ndarray, whole: np.ndarray, paired: bool = False) -> str:
+    """How a cost stands beside the paper's, which is above 0, by Welch's t-test; by Student's for pairs.
+
+    Args:
+      errors, whole: (n,) and (m,) errors of the seeds without the idea and with it.
+      paired: whether those of one place are of the same run.
+    """
+    if min(len(errors), len(whole)) < 2:
         return ""
-    if abs(cost) <= 2 * spread:
+    cost = errors.mean() - whole.mean()
+    groups = (errors - whole, np.zeros_like(whole)) if paired else (errors, whole)
+    if max(np.ptp(group) for group in groups) < 1e-9:  # no spread at all
+        p = float(abs(cost) < 1e-9)
+    elif paired:
+        p = stats.ttest_1samp(groups[0], 0).pvalue
+    else:
+        facts = [fact for group in groups for fact in (group.mean(), group.std(ddof=1), len(group))]
+        p = stats.ttest_ind_from_stats(*facts, equal_var=False).pvalue
+    if p >= LEVEL:
         return "not told apart from 0"
     return "agrees" if cost > 0 else "contradicts"
-
-
-def _draw(figure, bars):
-    axis = figure.subplots()
-    axis.set(xlabel="costs, in percentage points of top-1 error", yticks=range(len(bars)))
-    axis.set_yticklabels([row.words for row, _, _ in bars])
-    axis.invert_yaxis()
-    axis.axvline(0, color="C1", lw=0.8)
-    axis.grid(axis="x")
-    for y, (row, costs, spread) in enumerate(bars):
-        axis.errorbar(
-            costs[0], y, xerr=np.nan_to_num(2 * spread[0]), fmt="o", color="C0", label=None if y else "here, ± 2 s.e."
-        )
-        if row.paper[0] is not None:
-            axis.plot(row.paper[0], y, marker="x", ls="", color="C1")
-    axis.plot([], [], marker="x", ls="", color="C1", label="paper, on ImageNet")
-    axis.legend()

@@ -1,9 +1,9 @@
 """SIFT, Fisher vectors and a linear support vector machine: the system that the paper beat (tables 1 and 2).
 
 After Sanchez and Perronnin, "High-dimensional signature compression for large-scale image classification" (CVPR 2011),
-but smaller: SIFT on a dense grid at several scales; the 128 numbers reduced to 64; their Fisher vector by a mixture of
-Gaussians, of the whole picture and of three stripes, each with signed square roots and of length 1; one machine a class
-against all others. They had colour descriptors besides, 256 Gaussians or more, and compressed the vectors.
+but smaller: SIFT on a dense grid at several scales; reduced to 64 dimensions by PCA; the Fisher vector by a mixture of
+Gaussians, of the whole picture and of three stripes, each with signed square roots and of length 1; one-vs-rest linear
+SVMs. They had colour descriptors besides, 256 Gaussians or more, and compressed the vectors.
 
 Needs scikit-image and scikit-learn, which nothing else of this project does.
 """
@@ -12,31 +12,32 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from alexnet_jax import config as config_lib
 from alexnet_jax import ensemble, loop
 from alexnet_jax.config import UsageError
 from alexnet_jax.data import batches
-from alexnet_jax.experiments import tables
+from alexnet_jax.experiments import runs, tables
 from alexnet_jax.experiments.runs import Setting
 from alexnet_jax.files import write_whole, written_whole
 from alexnet_jax.report import pictures
 
-CONFIG = "configs/alexnet.py"
+CONFIG = "configs/imagenette.py"
 DEFAULTS = ()
 SEEDS = 1
 SIDE = 64  # pixels to which smaller pictures are enlarged
 STEP = 4  # pixels between the points of the grid
 SCALES = (16, 24, 32)  # sides of the patches in pixels
-NUMBERS, GAUSSIANS = 64, 64
+DIMENSIONS, COMPONENTS = 64, 64  # of a descriptor after PCA; of the mixture
+REGIONS = 4  # the whole picture and three stripes
 SAMPLE = 200_000  # descriptors from which both are found
 BLOCK = 1000  # pictures a file of vectors
-COSTS = (0.1, 1.0, 10.0)  # of the machine's errors, tried on a tenth of the training set
+COSTS = (0.1, 1.0, 10.0)  # the SVM's C, chosen on a tenth of the training set
 INSTALL = 'pip install "scikit-image>=0.26,<0.27" "scikit-learn>=1.9,<2"'
 PAPER = {"ILSVRC-2010 test, SIFT + FVs": (45.7, 25.7), "ILSVRC-2012 test, SIFT + FVs": (None, 26.2)}
 
@@ -47,8 +48,8 @@ class Vocabulary:
 
     Attributes:
       mean: (128,) of the descriptors.
-      components: (NUMBERS, 128).
-      weights, means, variances: of the Gaussians, (K,), (K, NUMBERS) and (K, NUMBERS).
+      components: (DIMENSIONS, 128).
+      weights, means, variances: of the Gaussians, (K,), (K, DIMENSIONS) and (K, DIMENSIONS).
     """
 
     mean: np.ndarray
@@ -68,24 +69,42 @@ class Vocabulary:
 
 
 def run(setting: Setting) -> str:
-    """Carries the experiment out; the table as text. Vocabulary, blocks of vectors and errors are kept on the way."""
+    """Carries the experiment out; the table as text.
+
+    The vocabulary, the Fisher vectors in blocks, and the errors of a seed are kept on the way; the linear SVM is fitted
+    anew by whoever was stopped in it.
+
+    Raises:
+      UsageError: if packages, memory or disk do not suffice, or another process is at it.
+    """
     _check_packages()
     folder, config = setting.folder, setting.config
-    folder.mkdir(parents=True, exist_ok=True)
-    if (saved := folder / "config.json").exists():
-        config_lib.check_resumable(config, config_lib.load(saved), folder)
-    data = loop.open_data(config)
-    config_lib.save(config, saved)
-    for seed in range(config.seed, config.seed + setting.seeds):
-        if not (result := folder / f"seed{seed}" / "result.json").exists():
-            (folder / f"seed{seed}").mkdir(exist_ok=True)
-            errors = _measure(data, config, seed, result.parent)
-            write_whole(result, json.dumps(dataclasses.asdict(errors), indent=2) + "\n")
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("seed*/result.json"))]
-    rows = [[name, "" if top1 is None else top1, top5, ""] for name, (top1, top5) in PAPER.items()]
-    means = [tables.mean_and_error([errors[name] for errors in found]) for name in ("top1_error", "top5_error")]
-    rows.append([data.evaluation.name, *means, f"{len(found)} seeds"])
-    return tables.write(folder / "table", ["SIFT, Fisher vectors, linear SVM", "top-1", "top-5", ""], rows)
+    runs.claim(setting)
+    with runs.alone(folder / "seed0") as mine:
+        if not mine:
+            raise UsageError(f"another process is at {folder}. Wait for it, or give another --workdir.")
+        data = loop.open_data(config)
+        _check_room(len(data.train), len(data.evaluation), folder)
+        found = [_errors(data, config, config.seed + seed, folder / f"seed{seed}") for seed in range(setting.seeds)]
+    top1, top5 = (tables.Mean.of([errors[kind] for errors in found]) for kind in ("top1_error", "top5_error"))
+    tables.plot(folder / "table.png", "top-1 error, %", [tables.Mark("SIFT + FVs", top1)])
+    rows = [[name, "" if paper[0] is None else paper[0], paper[1], ""] for name, paper in PAPER.items()]
+    rows.append([data.evaluation.name, top1, top5, f"{len(found)} seeds" if len(found) > 1 else ""])
+    return tables.write(folder / "table", ["SIFT, Fisher vectors, linear SVM", "top-1", "top-5", "remark"], rows)
+
+
+def _check_room(training, tested, folder):
+    """Raises UsageError if memory or disk cannot hold the vectors."""
+    size = 4 * REGIONS * COMPONENTS * (2 * DIMENSIONS + 1)  # bytes of a picture's
+    memory, disk = 2 * training * size, (training + tested) * size
+    all_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free_disk = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.rglob("*.npz"))
+    for what, needed, free in (("memory", memory, all_memory), (f"disk at {folder}", disk, free_disk)):
+        if needed > free:
+            raise UsageError(
+                f"{training + tested} pictures need {needed / 1e9:.0f} GB of {what}; there are {free / 1e9:.0f} GB. "
+                "Give fewer, as by --config.train_split='train[:10%]'."
+            )
 
 
 def _check_packages():
@@ -95,17 +114,26 @@ def _check_packages():
             raise UsageError(f"{package} is not installed, which only this experiment needs. Install it: {INSTALL}")
 
 
+def _errors(data, config, seed, folder):
+    """The errors of one seed, which draws the descriptors for the vocabulary; as they were, if they are there."""
+    folder.mkdir(exist_ok=True)
+    if not (path := folder / "result.json").exists():
+        errors = dataclasses.asdict(_measure(data, config, seed, folder))
+        del errors["loss"]  # scores are no probabilities
+        write_whole(path, json.dumps(errors, indent=2) + "\n")
+    return json.loads(path.read_text())
+
+
 def _measure(data, config, seed, folder):
-    """The errors of one seed, which draws the descriptors for the vocabulary."""
     vocabulary = _vocabulary(data.train, config, seed, folder / "vocabulary.npz")
     vectors, labels = _vectors(data.train, config, vocabulary, folder / "train")
-    machine = _fit(vectors, labels, seed)
+    svm = _fit(vectors, labels, seed)
     del vectors
     tested, true = _vectors(data.evaluation, config, vocabulary, folder / "evaluation")
-    scores = machine.decision_function(tested)
+    scores = svm.decision_function(tested)
     scores = np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
     full = np.full((len(scores), int(max(labels.max(), true.max())) + 1), -np.inf)
-    full[:, machine.classes_] = scores
+    full[:, svm.classes_] = scores
     probabilities = np.exp(full - full.max(1, keepdims=True))  # for the order of the classes alone
     return ensemble.errors_of(probabilities / probabilities.sum(1, keepdims=True), true, views=1)
 
@@ -127,10 +155,10 @@ def _vocabulary(source, config, seed, path):
             descriptors, _ = dense_sift(image)
             found.append(draw.choice(descriptors, min(per_picture, len(descriptors)), replace=False))
     sample = np.concatenate(found)
-    pca = PCA(NUMBERS, random_state=seed).fit(sample)
+    pca = PCA(DIMENSIONS, random_state=seed).fit(sample)
     reduced = (sample - pca.mean_) @ pca.components_.T
     options = {"covariance_type": "diag", "random_state": seed, "max_iter": 100, "reg_covar": 1e-4}
-    mixture = learn_gmm(reduced, n_modes=GAUSSIANS, gm_args=options)
+    mixture = learn_gmm(reduced, n_modes=COMPONENTS, gm_args=options)
     arrays = (pca.mean_, pca.components_, mixture.weights_, mixture.means_, mixture.covariances_)
     vocabulary = Vocabulary(*(array.astype(np.float64) for array in arrays))
     _save(path, **dataclasses.asdict(vocabulary))
@@ -157,7 +185,7 @@ def dense_sift(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
       (n, 128) float32 descriptors as RootSIFT (Arandjelovic and Zisserman 2012: square roots of shares); and (n,)
-      heights of their points, from 0 at the top to 1 at the bottom.
+      the y of their points, from 0 at the top to 1 at the bottom.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if len(grey) < SIDE:
@@ -176,12 +204,12 @@ def dense_sift(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fisher_vector(image: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """The Fisher vectors of a picture and of its three stripes, (4 (K + 2 K NUMBERS),) float32."""
+    """The Fisher vectors of a picture and of its three stripes, (4 (K + 2 K DIMENSIONS),) float32."""
     from skimage import feature
 
-    descriptors, heights = dense_sift(image)
+    descriptors, y = dense_sift(image)
     reduced, mixture = (descriptors - vocabulary.mean) @ vocabulary.components.T, vocabulary.mixture()
-    stripes = np.minimum((3 * heights).astype(int), 2)
+    stripes = np.minimum((3 * y).astype(int), 2)
     regions = [reduced, *(reduced[stripes == stripe] for stripe in range(3))]
     return np.concatenate([feature.fisher_vector(region, mixture, improved=True) for region in regions]).astype(
         np.float32
@@ -211,15 +239,15 @@ def _vectors(source, config, vocabulary, folder):
 
 
 def _fit(vectors, labels, seed):
-    """A machine a class against the others; what an error costs it is chosen on a tenth of the examples."""
+    """One-vs-rest linear SVMs by averaged stochastic gradient descent; their C is chosen on a tenth of the examples."""
     from sklearn.linear_model import SGDClassifier
 
     held = np.random.default_rng(seed).permutation(len(labels)) < len(labels) // 10
 
     def fitted(cost, chosen):
-        alpha = 1 / (cost * chosen.sum())  # the machine's own C is this cost
-        machine = SGDClassifier(alpha=alpha, average=True, max_iter=20, tol=None, random_state=seed, n_jobs=-1)
-        return machine.fit(vectors[chosen], labels[chosen])
+        alpha = 1 / (cost * chosen.sum())
+        svm = SGDClassifier(alpha=alpha, average=True, max_iter=20, tol=None, random_state=seed, n_jobs=-1)
+        return svm.fit(vectors[chosen], labels[chosen])
 
     errors = {cost: 1 - fitted(cost, ~held).score(vectors[held], labels[held]) for cost in COSTS}
     best = min(errors, key=errors.get)

@@ -6,8 +6,10 @@ what they learned from another, larger data set; and all seven averaged.
 
 from pathlib import Path
 
-from alexnet_jax import convert, ensemble, loop
+from alexnet_jax import convert, ensemble, loop, networks
+from alexnet_jax.architectures import Conv
 from alexnet_jax.config import UsageError
+from alexnet_jax.data.sources import Dataset
 from alexnet_jax.ensemble import Predictions
 from alexnet_jax.experiments import runs, tables
 from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
@@ -24,10 +26,17 @@ def run(setting: Setting) -> str | None:
     """Carries the experiment out; the table as text, None if it was stopped.
 
     Raises:
-      UsageError: without five seeds, which the paper's rows are of.
+      UsageError: without five seeds, which the paper's rows are of; or six_conv for a network that has not five
+        convolutions.
     """
     if setting.seeds != SEEDS:
         raise UsageError(f"--seeds is {setting.seeds}; accepted is {SEEDS}, as the paper's rows are of five networks.")
+    convolutions = sum(isinstance(layer, Conv) for layer in networks.named(setting.config.architecture))
+    if setting.pretrain and convolutions != 5:
+        raise UsageError(
+            f"config.architecture is {setting.config.architecture}, of {convolutions} convolutions; accepted is a "
+            "network of five, such as PAPER or QUICKSTART, to which six_conv adds a sixth."
+        )
     return runs.carry_out(setting, plan, write)
 
 
@@ -48,7 +57,7 @@ def plan(setting: Setting, done: Outcomes) -> list[Trial]:
             seed=seed,
         )
         for seed, trial in enumerate(before)
-        if trial.name in done
+        if "diverged" not in done.get(trial.name, {"diverged": ""})
     ]
     return plain + before + after
 
@@ -59,31 +68,34 @@ def _six(setting, **changes):
 
 def write(setting: Setting, done: Outcomes) -> str:
     """Writes table 2 beside the paper's as far as its networks have ended; gives it as text."""
-    members = [
-        _predictions(setting.folder / trial.name, setting.config.views)
-        for trial in plan(setting, done)
-        if trial.name in done and not trial.name.startswith("pretrain")
-    ]
+    ended = [trial.name for trial in plan(setting, done) if trial.name in done]
+    diverged = [name for name in ended if "diverged" in done[name]]
+    networks_ended = [name for name in ended if name not in diverged and not name.startswith("pretrain")]
+    data = loop.open_data(setting.config)
+    members = [_predictions(setting.folder / name, data, setting.config.views) for name in networks_ended]
     if len(members) < 2:
         return "Fewer than two networks yet.\n"
     ensemble.check([one.member for one in members])
     found = ensemble.paper_rows(members)
-    rows = []
+    rows, marks = [], []
     for name, paper in ensemble.TABLE_2.items():
         errors = found[name]
         own = ["", ""] if errors is None else [f"{errors.top1_error:.2f}", f"{errors.top5_error:.2f}"]
-        rows.append([name, *paper, *own, ""])
-    header = ["network", "paper: top-1", "top-5", "here: top-1", "top-5", ""]
+        rows.append([name, *paper, *own])
+        if errors is not None:
+            marks.append(tables.Mark(name, tables.Mean(errors.top1_error), paper[0]))
+    tables.plot(setting.folder / "table.png", "top-1 error, %", marks)
+    header = ["network", "paper: top-1", "paper: top-5", "top-1", "top-5"]
     below = f"Errors in % on {members[0].member.split}, views of each picture: {setting.config.views}.\n"
+    below += f"Diverged, and left out: {', '.join(diverged)}.\n" if diverged else ""
     return tables.write(setting.folder / "table", header, rows, below)
 
 
-def _predictions(workdir: Path, views: int) -> Predictions:
-    """A network's probabilities on its evaluation split, made once."""
+def _predictions(workdir: Path, data: Dataset, views: int) -> Predictions:
+    """A network's probabilities on the evaluation split, made once."""
     path = workdir / f"predictions-{views}.npz"
     if not path.exists():
-        config, weights = loop.config_of(workdir), convert.read(workdir)
-        data = loop.open_data(config)
+        weights = convert.read(workdir)
         member = ensemble.member_of(weights, data.evaluation, data.class_names)
         ensemble.save(ensemble.predict(Trained.of(weights, batch_size=128), data.evaluation, member, views), path)
     return ensemble.load(path)

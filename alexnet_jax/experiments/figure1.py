@@ -1,7 +1,7 @@
 """Figure 1: epochs to a training error of 25% with ReLU and with tanh (paper, section 3.1).
 
 Four layers, CIFAR-10, no regularization; each network with the rate that makes it quickest. Rates are tried by factors
-of two until the quickest is between two that are slower. A run ends once its training error is 25%, or
+of two until the quickest is between two that are slower. A run ends after the epoch whose training error is 25%, or
 when another rate was there sooner.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alexnet_jax.config import UsageError
 from alexnet_jax.experiments import runs, tables
 from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
 from alexnet_jax.report import curves, figures
@@ -19,12 +20,13 @@ CONFIG = "configs/cifar10.py"
 DEFAULTS = (
     "--config.num_epochs=60",  # at most
     "--config.plateau.drops=0",
-    "--config.log_every_steps=39",  # of 391 an epoch: an error is the mean of a tenth
+    "--config.log_every_steps=39",  # of 391 an epoch
     "--config.report=false",
 )
 SEEDS = 2
 GOAL = 25.0  # % training error
-START = 0.004  # the rate in the middle of the first three
+START = 0.004  # the rate to begin with
+MOST = 6  # rates, of which none leads to the goal
 NETWORKS = {"relu": "", "tanh": "_TANH"}  # what the architecture's name ends in
 PAPER = 6.0  # times as many epochs with tanh
 
@@ -47,39 +49,65 @@ def plan(setting: Setting, done: Outcomes) -> list[Trial]:
 
 def search(network: str, folder: Path, done: Outcomes) -> tuple[list[float], float | None]:
     """The rates to try, in their order, and the quickest, None as long as it is not known to be."""
-    rates = [START, START / 2, 2 * START]
+    rates = [START, START * 2]
     while True:
         names = [_name(network, rate, 0) for rate in rates]
         if not all(name in done for name in names):
             return rates, None
         steps = dict(zip(rates, (steps_to_goal(folder / name) for name in names), strict=True))
         best = min(rates, key=steps.get)
-        if steps[best] == math.inf:
+        if steps[best] == math.inf and len(rates) == MOST:
             return rates, None
-        if best == min(rates):
-            rates.append(best / 2)
+        if steps[best] == math.inf or best == min(rates):
+            rates.append(min(rates) / 2)
         elif best == max(rates):
-            rates.append(best * 2)
+            rates.append(max(rates) * 2)
         else:
             return rates, best
 
 
 def steps_to_goal(workdir: Path) -> float:
-    """The step at which a run's training error was first GOAL or below, over the steps since the line before."""
-    lines = curves.read(workdir / "metrics.jsonl")
-    return next((line["step"] for line in lines if line.get("train_error", math.inf) <= GOAL), math.inf)
+    """The step at which a run's training error was GOAL, infinity if it was not yet.
+
+    The error of an epoch, the mean over it, stands in the epoch's middle; from one to the next it changes evenly.
+    """
+    before = None
+    for step, error in errors_of_epochs(workdir):
+        if error <= GOAL:
+            if before is None:
+                return step
+            return float(np.interp(-GOAL, [-before[1], -error], [before[0], step]))
+        before = step, error
+    return math.inf
+
+
+def errors_of_epochs(workdir: Path) -> list[tuple[float, float]]:
+    """The step in the middle of each epoch that has ended, and the mean training error in % over it."""
+    found, errors, begin = [], [], 0
+    for line in curves.read(workdir / "metrics.jsonl"):
+        if "train_error" in line:
+            errors.append(line["train_error"])
+        if "eval_top1_error" in line:  # as an epoch ends
+            if not errors:
+                raise UsageError(
+                    f"an epoch of {line['step'] - begin:g} steps has no line in {workdir / 'metrics.jsonl'}. Set "
+                    "--config.log_every_steps to a tenth of that, and give another --workdir."
+                )
+            found.append(((begin + line["step"]) / 2, float(np.mean(errors))))
+            errors, begin = [], line["step"]
+    return found
 
 
 def _trial(setting, network, rate, seed):
     folder, name = setting.folder, _name(network, rate, seed)
 
     def until():
-        lines = curves.read(folder / name / "metrics.jsonl")
         others = runs.outcomes(folder).keys() if not seed else ()  # other seeds are to be seen to their end
         soonest = min(
             (steps_to_goal(folder / other) for other in others if other.startswith(network)), default=math.inf
         )
-        return steps_to_goal(folder / name) < math.inf or lines[-1]["step"] >= soonest
+        middle, error = errors_of_epochs(folder / name)[-1]
+        return error <= GOAL or middle >= soonest
 
     changes = {"architecture": setting.config.architecture + NETWORKS[network], "learning_rate": rate}
     return setting.trial(f"{network}-rate{rate:g}", changes, seed=seed, until=until)
@@ -110,7 +138,7 @@ def write(setting: Setting, done: Outcomes) -> str:
         for rate, seed in [(rate, 0) for rate in rates] + [(best, seed) for seed in range(1, setting.seeds) if best]:
             outcome = done.get(_name(network, rate, seed))
             if outcome is None or "diverged" in outcome:
-                rows.append([network, f"{rate:g}", seed, "", "not run" if outcome is None else "diverged"])
+                rows.append([network, f"{rate:g}", seed, "", "not run yet" if outcome is None else "diverged"])
                 continue
             curve = _curve(folder, network, rate, seed, rate == best, outcome)
             shown.append(curve)
@@ -119,7 +147,7 @@ def write(setting: Setting, done: Outcomes) -> str:
             rows.append([network, f"{rate:g}", seed, f"{curve.reached:.1f}" if reached else "", remark])
     figures.write_csv(
         folder / "curves.csv",
-        ["network", "rate", "seed", "epoch", "train_error"],
+        ["network", "learning_rate", "seed", "epoch", "train_error"],
         [
             [curve.network, curve.rate, curve.seed, f"{epoch:.3f}", f"{error:.3f}"]
             for curve in shown
@@ -127,7 +155,7 @@ def write(setting: Setting, done: Outcomes) -> str:
         ],
     )
     figures.save_png(lambda figure: _draw(figure, shown), (5.2, 4.2), folder / "figure1.png")
-    header = ["network", "rate", "seed", f"epochs to {GOAL:g}% training error", "remark"]
+    header = ["network", "learning rate", "seed", f"epochs to {GOAL:g}% training error", "remark"]
     return tables.write(folder / "table", header, rows, _conclusion([curve for curve in shown if curve.chosen]))
 
 
@@ -140,16 +168,26 @@ def _curve(folder, network, rate, seed, chosen, outcome):
 
 
 def _conclusion(chosen):
-    reached = {network: [curve.reached for curve in chosen if curve.network == network] for network in NETWORKS}
-    if not all(reached.values()):
-        return ""
-    ratio = np.mean(reached["tanh"]) / np.mean(reached["relu"])
-    ratios = [t / r for t, r in zip(reached["tanh"], reached["relu"], strict=False)]
-    return (
-        "".join(f"{network}: {tables.mean_and_error(reached[network], 1)} epochs\n" for network in NETWORKS)
-        + f"tanh takes {ratio:.1f} times as many epochs as ReLU; seed by seed {min(ratios):.1f} to {max(ratios):.1f}; "
-        f"the paper: {PAPER:g} times.\n"
-    )
+    reached = {network: {c.seed: c.reached for c in chosen if c.network == network} for network in NETWORKS}
+    lines = []
+    for network, epochs in reached.items():
+        late = sum(epoch == math.inf for epoch in epochs.values())
+        mean = (
+            tables.Mean.of([epoch for epoch in epochs.values() if epoch < math.inf], ".1f")
+            if late < len(epochs)
+            else ""
+        )
+        known = f"{mean} epochs" if mean else "no learning rate is known to be the quickest"
+        lines.append(f"{network}: {known}" + (f"; {late} of {len(epochs)} seeds did not get there" if late else ""))
+    seeds = reached["relu"].keys() & reached["tanh"].keys()
+    ratios = [reached["tanh"][seed] / reached["relu"][seed] for seed in sorted(seeds)]
+    if ratios and max(ratios) < math.inf:
+        means = [np.mean([reached[network][seed] for seed in seeds]) for network in ("tanh", "relu")]
+        lines.append(
+            f"tanh takes {means[0] / means[1]:.1f} times as many epochs as ReLU; seed by seed {min(ratios):.1f} to "
+            f"{max(ratios):.1f}; the paper: {PAPER:g} times."
+        )
+    return "\n".join([*lines, ""])
 
 
 def _draw(figure, shown):
@@ -157,13 +195,16 @@ def _draw(figure, shown):
     axis.set(xlabel="epochs", ylabel="training error rate", ylim=(0, 0.9))
     axis.grid(axis="y")
     axis.axhline(GOAL / 100, color="C2", ls=":", lw=1)
-    for curve in shown:
+    told = set()
+    for curve in sorted(shown, key=lambda curve: curve.chosen):
+        label = f"{curve.network}, learning rate {curve.rate:g}" if curve.chosen else f"{curve.network}, others"
         axis.plot(
             curve.epochs,
             np.divide(curve.errors, 100),
             ls="-" if curve.network == "relu" else "--",
             **({"color": "C0", "lw": 1.6} if curve.chosen else {"color": "C2", "lw": 0.8}),
-            label=f"{curve.network}, rate {curve.rate:g}" if curve.chosen and not curve.seed else None,
+            label=None if label in told else label,
         )
+        told.add(label)
     if shown:
         axis.legend()

@@ -11,12 +11,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import loop
+from alexnet_jax import hosts, loop
 from alexnet_jax.config import UsageError
 from alexnet_jax.files import write_whole
 
 OUTCOME = "outcome.json"
-LENGTH = ("num_epochs", "num_steps", "views")  # a resumed run may change them; one that has ended may not
+# Fields that a run may change when it is resumed, and that the runs of one table share.
+SHARED = ("num_epochs", "num_steps", "views", "log_every_steps")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,12 +34,14 @@ class Setting:
     """What the user chose.
 
     Attributes:
+      name: of the experiment.
       config: that all runs vary.
       seeds: how many runs differ by nothing but their seed.
       folder: of the experiment; a run lies in the folder of its name there.
       pretrain: the data set that six_conv begins with.
     """
 
+    name: str
     config: ConfigDict
     seeds: int
     folder: Path
@@ -71,36 +74,37 @@ def carry_out(
       write: writes tables and figures of the runs that have ended, whenever another has; gives the table as text.
 
     Returns:
-      The table; None where SIGTERM or Ctrl-C came, and the run at hand is saved.
+      The table; None where SIGTERM came, and the run at hand is saved.
 
     Raises:
-      UsageError: as loop.train; or if a run there was made with another config.
+      UsageError: before the first run, if one of them could not be made; or if the folder is of another experiment.
+      KeyboardInterrupt: where Ctrl-C came, and the run at hand is saved.
     """
     folder, waiting = setting.folder, False
-    folder.mkdir(parents=True, exist_ok=True)
-    while True:
-        done = outcomes(folder)
-        trials = plan(setting, done)
-        for trial in trials:
-            if trial.name in done:
-                _check_same(trial, folder)
-        left = [trial for trial in trials if trial.name not in done]
-        if not left:
-            return write(setting, done)
-        for trial in left:
-            with _alone(folder / trial.name) as mine:
-                if not mine or (folder / trial.name / OUTCOME).exists():
-                    continue
-                print(f"\n{trial.name} ({len(trials) - len(left) + 1} of {len(trials)})", flush=True)
-                if not make(trial, folder):
-                    return None
-                write(setting, outcomes(folder))
-                break
-        else:
-            if not waiting:
-                print("Other processes are at the runs that are left; this one waits for them.", flush=True)
-            waiting = True
-            time.sleep(2)
+    claim(setting)
+    _check(setting, plan(setting, outcomes(folder)))
+    with hosts.Sigterm() as sigterm:
+        while not sigterm.check():
+            done = outcomes(folder)
+            trials = plan(setting, done)
+            left = [trial for trial in trials if trial.name not in done]
+            if not left:
+                return _write(setting, write)
+            for trial in left:
+                with alone(folder / trial.name) as mine:
+                    if mine and not (folder / trial.name / OUTCOME).exists():
+                        print(f"\n{trial.name} ({len(trials) - len(left) + 1} of {len(trials)})", flush=True)
+                        if make(trial, folder):
+                            _write(setting, write)
+                        break
+            else:
+                if not waiting:
+                    print("Other processes are at the runs that are left; this one waits for them.", flush=True)
+                waiting = True
+                time.sleep(2)
+    if sigterm.interrupted():
+        raise KeyboardInterrupt
+    return None
 
 
 def make(trial: Trial, folder: Path) -> dict | None:
@@ -109,12 +113,10 @@ def make(trial: Trial, folder: Path) -> dict | None:
     try:
         outcome = loop.train(trial.config, workdir, until=trial.until)
     except FloatingPointError as error:
-        outcome = {"diverged": str(error)}
-        print(error, flush=True)
-    if not outcome:
-        return None
-    outcome["length"] = {name: trial.config[name] for name in LENGTH}
-    write_whole(workdir / OUTCOME, json.dumps(outcome, indent=2) + "\n")
+        outcome = {"diverged": str(error).partition(".")[0]}
+        print(f"{outcome['diverged']}: noted as diverged. To make it again, delete {workdir}.", flush=True)
+    if outcome:
+        write_whole(workdir / OUTCOME, json.dumps(outcome, indent=2) + "\n")
     return outcome
 
 
@@ -123,25 +125,59 @@ def outcomes(folder: Path) -> Outcomes:
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{OUTCOME}"))}
 
 
-def _check_same(trial, folder):
-    """Raises UsageError unless a run that has ended had the trial's config."""
-    workdir = folder / trial.name
-    config_lib.check_resumable(trial.config, config_lib.load(workdir / "config.json"), workdir)
-    for name, before in json.loads((workdir / OUTCOME).read_text())["length"].items():
-        if (now := trial.config[name]) != before:
+def results(done: Outcomes, names: list[str]) -> tuple[list[dict], str]:
+    """The outcomes of those runs that came to their end; and in words, how many these are and how many diverged."""
+    ended = [done[name] for name in names if name in done]
+    whole = [outcome for outcome in ended if "diverged" not in outcome]
+    diverged = len(ended) - len(whole)
+    return whole, f"{len(whole)}, {diverged} diverged" if diverged else str(len(whole))
+
+
+def claim(setting: Setting) -> None:
+    """Notes in the folder which experiment it is of; UsageError if it is of another one, or of another config."""
+    setting.folder.mkdir(parents=True, exist_ok=True)
+    flat = config_lib.flatten(setting.config)
+    free = {name for name, field in config_lib.FIELDS.items() if field.free} - set(SHARED)
+    asked = {"experiment": setting.name, "--pretrain": setting.pretrain}
+    asked |= {f"--config.{name}": value for name, value in flat.items() if name not in free}
+    asked = json.loads(json.dumps(asked))  # tuples are lists there
+    path = setting.folder / "experiment.json"
+    with alone(setting.folder, wait=True):
+        if not path.exists():
+            write_whole(path, json.dumps(asked, indent=2) + "\n")
+    before = json.loads(path.read_text())
+    for name in asked.keys() | before.keys():
+        if asked.get(name) != before.get(name):
             raise UsageError(
-                f"{workdir} holds a run that ended with {name}={before}, and this one has {name}={now}. Set "
-                f"--config.{name}={before}; for other runs give another --workdir."
+                f"{setting.folder} holds an experiment with {name}={before.get(name)}, and this one has "
+                f"{name}={asked.get(name)}. Give the same to go on with it; for another, give another --workdir."
             )
 
 
+def _check(setting, trials):
+    """Raises UsageError, before hours have passed, for a config that is not accepted or data that is not there."""
+    for trial in trials:
+        config_lib.check(trial.config)
+    with alone(setting.folder, wait=True):  # the first process may have to prepare the data
+        for trial in {trial.config.dataset: trial for trial in trials}.values():
+            loop.open_data(trial.config)
+
+
+def _write(setting, write):
+    with alone(setting.folder, wait=True):
+        return write(setting, outcomes(setting.folder))
+
+
 @contextlib.contextmanager
-def _alone(folder):
-    """Whether no other process is at work in a folder; none will be, within the `with` block, if so."""
+def alone(folder: Path, *, wait: bool = False):
+    """Whether no other process is in such a `with` block of the folder; none will be, within this one, if so.
+
+    With `wait`, it waits until that is so.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:  # given up with the process, however it ends
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return

@@ -1,7 +1,5 @@
 """Any network on any data, over several seeds: its errors."""
 
-import numpy as np
-
 from alexnet_jax.experiments import runs, tables
 from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
 
@@ -28,20 +26,21 @@ def plan(setting: Setting, _: Outcomes, endings=NETWORKS) -> list[Trial]:
 
 
 def write(setting: Setting, done: Outcomes, endings=NETWORKS) -> str:
-    """Writes the table of errors; gives it as text."""
-    rows = []
+    """Writes the table of errors, and a plot of them; gives the table as text."""
+    rows, marks = [], []
     for ending, paper in endings.items():
         name = setting.config.architecture + ending
-        outcomes = [done[f"{name}-seed{seed}"] for seed in range(setting.seeds) if f"{name}-seed{seed}" in done]
+        outcomes, count = runs.results(done, [f"{name}-seed{seed}" for seed in range(setting.seeds)])
         for views in ("one_view", "ten_views"):
-            errors = np.reshape(
-                [(o[views]["top1_error"], o[views]["top5_error"]) for o in outcomes if views in o], (-1, 2)
-            )
-            if len(errors):
-                means = [tables.mean_and_error(column) for column in errors.T]
-                alone = " ".join(f"{error:.2f}" for error in errors[:, 0])
-                rows.append([name, views.replace("_", " "), "" if paper is None else paper, len(errors), *means, alone])
+            errors = [o[views] for o in outcomes if views in o]
+            if errors or views == "one_view":
+                top1, top5 = ([e[kind] for e in errors] for kind in ("top1_error", "top5_error"))
+                words, means = views.replace("_", " "), [tables.Mean.of(c) if c else "" for c in (top1, top5)]
+                alone = " ".join(f"{error:.2f}" for error in top1)
+                rows.append([name, words, "" if paper is None else paper, count, *means, alone])
+            if errors:
+                marks.append(tables.Mark(f"{name}, {words}", means[0], paper))
+    tables.plot(setting.folder / "table.png", "top-1 error, %", marks)
     header = ["network", "tested by", "paper: top-1", "seeds", "top-1", "top-5", "top-1 of each seed"]
-    return tables.write(
-        setting.folder / "table", header, rows, "Errors in %: the mean over seeds ± its standard error.\n"
-    )
+    below = "Errors in %: the mean over seeds ± its standard error.\n"
+    return tables.write(setting.folder / "table", header, rows, below)

@@ -1,5 +1,6 @@
-"""Tables of experiments: as text and CSV; means with their standard errors."""
+"""Tables of experiments: as text and CSV, and as a plot; means with their standard errors."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,48 @@ from alexnet_jax.files import write_whole
 from alexnet_jax.report import figures
 
 
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean and its standard error, nan where that is not known: 12.34 ± 0.05 as text, two columns in a CSV."""
+
+    mean: float
+    error: float = math.nan
+    form: str = ".2f"
+
+    @classmethod
+    def of(cls, values: Sequence[float], form: str = ".2f") -> "Mean":
+        """Of independent values; the standard error is that of their spread, and one value alone has none."""
+        error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return cls(float(np.mean(values)), float(error), form)
+
+    def __str__(self):
+        mean = format(self.mean, self.form)
+        return mean if math.isnan(self.error) else f"{mean} ± {format(self.error, self.form.removeprefix('+'))}"
+
+    def numbers(self) -> list[str]:
+        """The mean and the standard error, "" where that is not known."""
+        return [str(round(number, 6)) if not math.isnan(number) else "" for number in (self.mean, self.error)]
+
+
 def write(path: Path, header: Sequence[str], rows: Sequence[Sequence], below: str = "") -> str:
     """Writes a table as path.csv, and as path.txt with what stands below it; gives that text.
 
-    Its first and last columns are flush left, the others right.
+    In the text the first and last columns are flush left, the others right.
+
+    Args:
+      path: without the ending.
+      header: the names of the columns, all different.
+      rows: text, numbers and Means.
+      below: text.
     """
-    figures.write_csv(path.with_name(path.name + ".csv"), list(header), rows)
+    split = [any(isinstance(row[k], Mean) for row in rows) for k in range(len(header))]  # into two columns
+
+    def spread(cell, two):
+        return (cell.numbers() if isinstance(cell, Mean) else [cell, ""]) if two else [cell]
+
+    names = [name for h, two in zip(header, split, strict=True) for name in ([h, f"{h}, s.e."] if two else [h])]
+    lines = [[n for cell, two in zip(row, split, strict=True) for n in spread(cell, two)] for row in rows]
+    figures.write_csv(path.with_name(path.name + ".csv"), names, lines)
     cells = [list(map(str, row)) for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
@@ -27,12 +64,32 @@ def write(path: Path, header: Sequence[str], rows: Sequence[Sequence], below: st
     return text
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of independent values, from their spread; nan for fewer than two."""
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A row of a plot: a mean, and what the paper has there, if anything."""
+
+    words: str
+    mean: Mean
+    paper: float | None = None
 
 
-def mean_and_error(values: Sequence[float], digits: int = 2) -> str:
-    """'12.34 ± 0.05': the mean and its standard error, which one value alone does not have."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {standard_error(values):.{digits}f}"
+def plot(path: Path, label: str, marks: Sequence[Mark]) -> None:
+    """Draws means with two standard errors to each side, one below the other, as PNG; no file if there are none."""
+
+    def draw(figure):
+        axis = figure.subplots()
+        axis.set(xlabel=label, yticks=range(len(marks)), ylim=(len(marks) - 0.5, -0.5))
+        axis.set_yticklabels([mark.words for mark in marks])
+        axis.grid(axis="x")
+        means = [mark.mean.mean for mark in marks]
+        spread = 2 * np.nan_to_num([mark.mean.error for mark in marks])
+        axis.errorbar(means, range(len(marks)), xerr=spread, fmt="o", color="C0", label="here, ± 2 s.e.")
+        papers = [(mark.paper, y) for y, mark in enumerate(marks) if mark.paper is not None]
+        if papers:
+            axis.plot(*zip(*papers, strict=True), marker="x", ls="", color="C1", label="paper")
+        if min(means) < 0:
+            axis.axvline(0, color="C1", lw=0.8)
+        figure.legend(loc="outside lower right", ncols=2, fontsize=9)
+
+    if marks:
+        figures.save_png(draw, (6.4, 0.32 * len(marks) + 1.2), path)
