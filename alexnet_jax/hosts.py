@@ -268,19 +268,27 @@ class Sigterm:
         for number, before in self._before.items():
             signal.signal(number, before)
         for number in self._received:
-            if isinstance(getattr(self._before[number], "__self__", None), Sigterm):
-                self._before[number](number, None)
+            if outer := self._outer(number):
+                outer._take(number)
 
     def _receive(self, number, _):
-        self._received.append(number)
-        if number == signal.SIGINT and len(self._received) == 1:
+        self._take(number)
+        if number == signal.SIGINT:
             os.write(2, b"\nStopping at the next step; Ctrl-C once more stops at once.\n")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _take(self, number):
+        self._received.append(number)
+        if signal.SIGINT in self._before:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _outer(self, number):
+        """The one around this one, if there is one."""
+        listener = getattr(self._before.get(number), "__self__", None)
+        return listener if isinstance(listener, Sigterm) else None
 
     def interrupted(self) -> bool:
         """Whether it was Ctrl-C that came, and nobody outside listens for it too."""
-        outer = isinstance(getattr(self._before.get(signal.SIGINT), "__self__", None), Sigterm)
-        return signal.SIGINT in self._received and not outer
+        return signal.SIGINT in self._received and self._outer(signal.SIGINT) is None
 
     def check(self) -> bool:
         """Whether to stop now. Every process must call this equally often: once a step, once an evaluated batch."""
