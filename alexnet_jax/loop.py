@@ -212,7 +212,7 @@ def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict
     with Checkpoints(workdir) as checkpoints, hosts.Sigterm() as sigterm:
         start = checkpoints.latest_step()
         if start is None:
-            state, notes = init_state(recipe=run.recipe), {"seconds": 0.0, "validation_due": False}
+            state, notes = init_state(recipe=run.recipe), {"seconds": 0.0, "validation_due": False, "begun": ()}
             if run.pretrained is not None:
                 state = copy_pretrained(state, run.pretrained.params, run.recipe)
                 hosts.say(f"Copied all layers but the last from {config.pretrained}.")
@@ -226,7 +226,7 @@ def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict
             state, notes = run.restore(checkpoints, start)
             hosts.say(f"Resuming {workdir} after step {start}.")
         began = time.monotonic() - notes["seconds"]
-        state = fit(run, state, checkpoints, sigterm, validation_due=notes["validation_due"], began=began, until=until)
+        state = fit(run, state, checkpoints, sigterm, notes=notes, began=began, until=until)
         result = {} if sigterm.came else conclude(run, state, time.monotonic() - began, sigterm)
     # The checkpoints are closed: what was saved is on disk.
     if not result:
@@ -244,7 +244,7 @@ def fit(
     checkpoints: Checkpoints,
     sigterm: hosts.Sigterm,
     *,
-    validation_due: bool,
+    notes: dict,
     began: float,
     until: Callable[[], bool],
 ) -> TrainState:
@@ -255,14 +255,15 @@ def fit(
       state: of the step to go on from.
       checkpoints: of the workdir.
       sigterm: tells when the loop shall save and return.
-      validation_due: whether the epoch that `state` ends has yet to be evaluated.
+      notes: of the checkpoint: `validation_due`, whether the epoch that `state` ends has yet to be evaluated; `begun`,
+        the losses and errors of the steps that no line of metrics has told yet.
       began: time.monotonic() less the seconds that the run has already taken.
       until: as in train.
     """
     start, config, placement = int(state.step), run.config, run.recipe.network.placement
     progress = outputs.Progress(start=start, stop=run.stop, batch_size=config.batch_size)
     writer = outputs.make_writer(run.workdir, start)
-    journal = Journal(progress, writer, config.log_every_steps, config.batch_size)
+    journal = Journal(progress, writer, config.log_every_steps, config.batch_size, notes.get("begun", ()))
     profile = periodic_actions.Profile(
         logdir=str(run.workdir),
         first_profile=start + 10,
@@ -271,7 +272,7 @@ def fit(
         every_secs=None,
     )
     with contextlib.closing(progress), contextlib.closing(writer):
-        if validation_due:
+        if notes["validation_due"]:
             state, _ = validate(run, state, progress, writer, sigterm)
             if sigterm.came:  # again before it was done: the checkpoint there still says that it is due
                 return state
@@ -295,6 +296,7 @@ def fit(
                 notes = {
                     "seconds": time.monotonic() - began,
                     "validation_due": ends_epoch and errors is None,
+                    "begun": list(journal.begun),
                     "num_classes": run.recipe.network.architecture[-1].units,
                 }
                 checkpoints.save(state, error=errors and errors.top1_error, notes=notes)

@@ -101,10 +101,11 @@ class Progress:
 class Journal:
     """Metrics on their way from the device: fetched one step late, so that the device never waits for it."""
 
-    def __init__(self, progress, writer, every_steps, batch_size):
+    def __init__(self, progress, writer, every_steps, batch_size, begun=()):
         self._pending = collections.deque()
         self._progress, self._writer, self._every_steps, self._batch_size = progress, writer, every_steps, batch_size
-        self._losses, self._errors, self._since = [], [], time.monotonic()
+        self.begun = list(begun)  # (loss, error) of each step since the last line; a resumed run is given those it had
+        self._steps, self._since = 0, time.monotonic()  # since the last line, in this process
         self.waited = 0.0  # seconds since the last line of metrics
         self._watch, self._ready_at = ThreadPoolExecutor(1), None
 
@@ -142,22 +143,23 @@ class Journal:
                 f"{name} is not finite at step {step}. The last good checkpoint is kept; start again with a smaller "
                 "--config.learning_rate, in another --workdir."
             )
-        self._losses.append(float(metrics["loss"]))
-        self._errors.append(float(metrics["error"]))
+        self.begun.append((float(metrics["loss"]), float(metrics["error"])))
+        self._steps += 1
         seconds = time.monotonic() - self._since
         waiting = 100 * self.waited / seconds
         self._progress.update(step, float(metrics["loss"]), waiting)
         if step % self._every_steps == 0:
+            loss, error = np.mean(self.begun, axis=0)
             scalars = {
-                "train_loss": np.mean(self._losses),
-                "train_error": np.mean(self._errors),
+                "train_loss": loss,
+                "train_error": error,
                 "learning_rate": metrics["learning_rate"],
                 "gradient_norm": metrics["gradient_norm"],
-                "images_per_second": len(self._losses) * self._batch_size / seconds,
+                "images_per_second": self._steps * self._batch_size / seconds,
                 "waiting_percent": waiting,
             }
             self._writer.write_scalars(step, scalars)
-            self._losses, self._errors, self._since, self.waited = [], [], time.monotonic(), 0.0
+            self.begun, self._steps, self._since, self.waited = [], 0, time.monotonic(), 0.0
 
 
 def _time_when_ready(array):

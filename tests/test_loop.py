@@ -121,9 +121,12 @@ def test_a_killed_run_ends_bit_identical_to_one_that_was_not(kill_at, folder, un
         np.testing.assert_array_equal(want[name], got[name], err_msg=name)
     assert got[".schedule.scale"] == pytest.approx(1e-3)  # the rate did drop, three times
 
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["step"] for line in lines if "train_loss" in line]
-    assert losses == list(range(2, 25, 2))  # each step is told once
+    told = [
+        [(line["step"], line["train_loss"], line["train_error"]) for line in lines if "train_loss" in line]
+        for lines in (map(json.loads, (w / "metrics.jsonl").read_text().splitlines()) for w in (uncut[0], workdir))
+    ]
+    assert told[0] == told[1]  # from checkpoints at odd steps, with lines at even ones
+    assert [step for step, *_ in told[1]] == list(range(2, 25, 2))
 
 
 def test_a_run_leaves_all_outputs(uncut):
