@@ -80,7 +80,7 @@ FIELDS = {
     "eval_split": _TEXT,
     "image_size": _POSITIVE,
     "num_classes": _NOT_NEGATIVE,
-    "architecture": Field(str, networks.ACCEPTED, lambda value: _is_network(value)),
+    "architecture": Field(str, networks.ACCEPTED, _is_network),
     "dtype": _one_of("float32", "bfloat16"),
     "pretrained": _TEXT,
     "seed": _NOT_NEGATIVE,

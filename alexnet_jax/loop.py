@@ -264,13 +264,7 @@ def fit(
     progress = outputs.Progress(start=start, stop=run.stop, batch_size=config.batch_size)
     writer = outputs.make_writer(run.workdir, start)
     journal = Journal(progress, writer, config.log_every_steps, config.batch_size, notes.get("begun", ()))
-    profile = periodic_actions.Profile(
-        logdir=str(run.workdir),
-        first_profile=start + 10,
-        num_profile_steps=5,
-        profile_duration_ms=None,
-        every_secs=None,
-    )
+    profile = _profile(run.workdir, start)
     with contextlib.closing(progress), contextlib.closing(writer):
         if notes["validation_due"]:
             state, _ = validate(run, state, progress, writer, sigterm)
@@ -303,6 +297,13 @@ def fit(
             if sigterm.came or (ends_epoch and until()):
                 break
     return state
+
+
+def _profile(workdir, start):
+    """Traces the steps 10 to 15 after the start, for TensorBoard."""
+    return periodic_actions.Profile(
+        logdir=str(workdir), first_profile=start + 10, num_profile_steps=5, profile_duration_ms=None, every_secs=None
+    )
 
 
 def validate(
