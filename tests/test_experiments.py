@@ -86,6 +86,7 @@ def test_each_run_is_made_once_and_told(trained, tmp_path):
     assert runs.carry_out(setting_for(tmp_path), plan_of("a", "b"), write) == "table"
     assert len(trained.runs) == 4
     assert [config.load(tmp_path / name / "config.json").seed for name in trained.runs] == [0, 1, 0, 1]
+    assert json.loads((tmp_path / runs.OUTCOMES).read_text()) == {name: {"steps": 1} for name in trained.runs}
 
 
 def test_an_experiment_that_is_stopped_goes_on_where_it_was(trained, tmp_path):

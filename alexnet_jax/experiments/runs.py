@@ -16,6 +16,7 @@ from alexnet_jax.config import UsageError
 from alexnet_jax.files import write_whole
 
 OUTCOME = "outcome.json"
+OUTCOMES = "outcomes.json"  # of all runs that have ended, beside their table
 # Fields that a run may change when it is resumed, and that the runs of one table share.
 SHARED = ("num_epochs", "num_steps", "views", "log_every_steps")
 
@@ -165,7 +166,9 @@ def _check(setting, trials):
 
 def _write(setting, write):
     with alone(setting.folder, wait=True):
-        return write(setting, outcomes(setting.folder))
+        done = outcomes(setting.folder)
+        write_whole(setting.folder / OUTCOMES, json.dumps(done, indent=2) + "\n")
+        return write(setting, done)
 
 
 @contextlib.contextmanager
