@@ -418,6 +418,10 @@ def test_the_ablations_table_by_hand(tmp_path):
         "no_conv3-seed1": {"ten_views": errors(5, 1)},
         "no_conv4-seed0": {"diverged": "at step 3"},
         "no_conv5-seed0": {"ten_views": errors(20, 1)},
+        "no_dropout-seed0": {"ten_views": errors(4, 1)},
+        "no_dropout-seed1": {"ten_views": errors(3.5, 1)},
+        "no_cross-seed0": {"ten_views": errors(4, 1)},
+        "no_cross-seed1": {"ten_views": errors(3.5, 1)},
     }
     text = ablations.write(setting, done)
     rows = {row["left out"]: row for row in csv.DictReader((tmp_path / "table.csv").read_text().splitlines())}
@@ -439,6 +443,9 @@ def test_the_ablations_table_by_hand(tmp_path):
     ]
     assert "+3.00 ± 0.71" in text
     assert of("conv3", "costs top-1", "beside the paper") == ["-5.5", "not told apart from 0"]  # two seeds are few
+    # 7 lower, s.e. sqrt(0.25^2 + 0.5^2) = 0.56; of the sight of both towers the paper says nothing.
+    assert of("dropout", "paper: costs", "beside the paper") == ["above 0", "contradicts"]
+    assert of("conv3's sight of both towers", "paper: costs", "beside the paper") == ["", ""]
     assert of("conv4", "seeds", "top-1") == ["0, 1 diverged", ""]
     assert of("conv5", "seeds", "costs top-1", "costs top-1, s.e.", "beside the paper") == ["1", "9.5", "", ""]
     # Of the same runs: 2 and 1, where 12 and 12 beside 10 and 11 would have the standard error 0.5 as well.
