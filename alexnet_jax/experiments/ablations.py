@@ -30,7 +30,8 @@ class Row:
       change: of networks.CHANGES, or "".
       fields: of the config, by dotted names, with their new values.
       paper: what the paper says it costs, in percentage points of top-1 and top-5 error; None where it gives no number.
-      claimed: whether the paper says that it costs something, if without a number.
+      claimed: whether the paper says that it costs something, if without a number; sections 4.1 (crops and flips), 4.2
+        (dropout) and 5 (weight decay, of which it names the training error).
     """
 
     words: str
