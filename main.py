@@ -37,8 +37,9 @@ def main(argv):
     # Before TensorFlow is imported, which only reads data here; and not at the top, so that --help is quick.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
-    from alexnet_jax import data, hosts, loop
-    from alexnet_jax.config import UsageError
+    from alexnet_jax import data, hosts
+    from alexnet_jax.errors import UsageError
+    from alexnet_jax.training import loop
 
     data.hide_accelerators_from_tensorflow()
     hosts.keep_compiled()

@@ -1,6 +1,6 @@
 """AlexNet (Krizhevsky, Sutskever, Hinton 2012) in JAX and Flax: the public names."""
 
-from alexnet_jax.architectures import (
+from alexnet_jax.network.architectures import (
     LRN,
     RBF,
     AveragePool,
@@ -18,18 +18,9 @@ from alexnet_jax.architectures import (
     with_classes,
     without,
 )
-from alexnet_jax.augment import (
-    ColorPCA,
-    center_crop,
-    fit_color_pca,
-    pca_jitter,
-    random_crop,
-    random_flip,
-    ten_crop,
-)
-from alexnet_jax.layers import average_pool, convolution, local_response_norm, max_pool, same_map_response_norm
-from alexnet_jax.model import AlexNet
-from alexnet_jax.networks import (
+from alexnet_jax.network.layers import average_pool, convolution, local_response_norm, max_pool, same_map_response_norm
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.network.networks import (
     CAFFE_ALEXNET,
     CAFFENET,
     CIFAR_FOUR_LAYER,
@@ -42,8 +33,17 @@ from alexnet_jax.networks import (
     SOURCE_2012,
     TORCHVISION,
 )
-from alexnet_jax.optimizer import update_rule
-from alexnet_jax.summary import summary
+from alexnet_jax.network.summary import summary
+from alexnet_jax.training.augment import (
+    ColorPCA,
+    center_crop,
+    fit_color_pca,
+    pca_jitter,
+    random_crop,
+    random_flip,
+    ten_crop,
+)
+from alexnet_jax.training.optimizer import update_rule
 
 __all__ = [
     "CAFFENET",

@@ -11,12 +11,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax import architectures, networks
+from alexnet_jax.errors import UsageError
 from alexnet_jax.files import write_whole
-
-
-class UsageError(ValueError):
-    """Something that the user can mend; the message says what is wrong, what is accepted and what to do."""
+from alexnet_jax.network import architectures, networks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ from jax.extend import mlir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters.mlir import make_ir_context
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.convert import Weights
+from alexnet_jax.errors import UsageError
 from alexnet_jax.files import write_whole
 
 Format = Literal["stablehlo", "savedmodel"]
@@ -46,7 +46,7 @@ def export(weights: Weights, path: str | Path, *, format: Format, views: int = 1
       path: of the file, or for "savedmodel" of the folder; what was exported there before is replaced when the
         new is complete.
       format: "stablehlo" or "savedmodel".
-      views: as in evaluate.predict.
+      views: as in errors.predict.
 
     Raises:
       UsageError: if path cannot be written; or, when it is written, if it gives other probabilities.

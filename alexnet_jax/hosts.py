@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from alexnet_jax.config import UsageError
+from alexnet_jax.errors import UsageError
 
 
 class AgreedError(UsageError):

@@ -40,8 +40,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import AlexNet, convolution, local_response_norm, max_pool
-from alexnet_jax.architectures import LRN, Conv, MaxPool, layer_names
-from alexnet_jax.networks import PAPER
+from alexnet_jax.network.architectures import LRN, Conv, MaxPool, layer_names
+from alexnet_jax.network.networks import PAPER
 
 LIMITS = {"cpu float32": 1e-4, "float32": 1e-2, "bfloat16": 3e-2}  # accelerators multiply float32 with fewer digits
 SECONDS = 0.3  # of a measurement, at least

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import faiss
 import numpy as np
 
-from alexnet_jax import codes, features, retrieve
+from alexnet_jax.inspection import codes, features, retrieve
 
 COUNT, WIDTH, QUERIES, BITS = 100_000, 4096, 1000, 128
 CHECKED = 100  # queries that are searched for in float64

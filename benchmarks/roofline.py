@@ -38,8 +38,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import AlexNet, networks
-from alexnet_jax.architectures import Dropout, Flatten, Input, ReLU, Tanh, layer_names
+from alexnet_jax import AlexNet
+from alexnet_jax.network import networks
+from alexnet_jax.network.architectures import Dropout, Flatten, Input, ReLU, Tanh, layer_names
 
 NUMBER_BY_NUMBER = Input, ReLU, Tanh, Dropout, Flatten
 PARAMETER = 4  # bytes

@@ -1,7 +1,7 @@
 """How fast a network learns: this project's step beside plain Flax and PyTorch.
 
     python benchmarks/train_step.py                              # PAPER, batches of 128, float32
-    python benchmarks/train_step.py --network=LENET5             # or another one of alexnet_jax/networks.py
+    python benchmarks/train_step.py --network=LENET5             # or another one of alexnet_jax/network/networks.py
     python benchmarks/train_step.py --batch=1024 --dtype=bfloat16        # for a GPU
     pip install torch                                            # optional: with PyTorch as well
 
@@ -225,7 +225,7 @@ def print_table(rates, told):
 def main():
     """Checks, times, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="PAPER", help="a name of alexnet_jax/networks.py's NAMED")
+    parser.add_argument("--network", default="PAPER", help="a name of alexnet_jax/network/networks.py's NAMED")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=5)

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 from train_step import DECAY, MOMENTUM, RATE
 
-from alexnet_jax import AlexNet, hosts, networks, update_rule
-from alexnet_jax.architectures import LRN, RBF, Conv, Dense, Flatten, Input, layer_names, towers_of
+from alexnet_jax import AlexNet, hosts, update_rule
+from alexnet_jax.network import networks
+from alexnet_jax.network.architectures import LRN, RBF, Conv, Dense, Flatten, Input, layer_names, towers_of
 
 
 def plain_layers(architecture):

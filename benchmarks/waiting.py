@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import jax
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import data, loop
-from alexnet_jax.outputs import Journal
-from alexnet_jax.train import gradient_norm, init_state, train_step
+from alexnet_jax import data
+from alexnet_jax.training import setup
+from alexnet_jax.training.outputs import Journal
+from alexnet_jax.training.step import gradient_norm, init_state, train_step
 
 BLOCKS = 7
 SECONDS = 20  # of a block, about
@@ -65,7 +66,7 @@ def main():
     config = config_lib.from_flags(sys.argv[1:])
     config.learning_rate = 1e-9  # the weights stay as they were drawn: after many steps on one batch others diverge
     with tempfile.TemporaryDirectory() as workdir:
-        run = loop.set_up(config, Path(workdir))
+        run = setup.set_up(config, Path(workdir))
         state = init_state(recipe=run.recipe)
         first = next(iter(dataclasses.replace(run, stop=1).batches_from(0)))
         constant = run.recipe.network.placement.put(first, config.batch_size)

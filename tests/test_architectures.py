@@ -24,13 +24,13 @@ from alexnet_jax import (
     SameMapLRN,
     Subsample,
     Tanh,
-    networks,
     replace,
     summary,
     with_classes,
     without,
 )
-from alexnet_jax.architectures import check, layer_names
+from alexnet_jax.network import networks
+from alexnet_jax.network.architectures import check, layer_names
 
 
 def shapes(architecture):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import ColorPCA, center_crop, fit_color_pca, pca_jitter, random_crop, random_flip, ten_crop
-from alexnet_jax.augment import means
+from alexnet_jax.training.augment import means
 
 
 def places(height, width):

@@ -13,9 +13,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.data import sources
 from alexnet_jax.data.batches import eval_batches, examples_of_step, permutation, train_batches
+from alexnet_jax.errors import UsageError
 
 SIZE = 8
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import UsageError
+from alexnet_jax.errors import UsageError
+from alexnet_jax.training.checkpoint import Checkpoints
 
 
 @flax.struct.dataclass

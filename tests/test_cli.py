@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax import cli, networks
-from alexnet_jax.summary import summary
+from alexnet_jax import cli
+from alexnet_jax.network import networks
+from alexnet_jax.network.summary import summary
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_features import index_of
 
-from alexnet_jax import codes, retrieve
-from alexnet_jax.config import UsageError
+from alexnet_jax.errors import UsageError
+from alexnet_jax.inspection import codes, retrieve
 
 
 def brute_force(queries, stored, k):

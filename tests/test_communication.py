@@ -5,7 +5,7 @@ import re
 import pytest
 
 from alexnet_jax import PAPER, QUICKSTART, SLIDES, cli
-from alexnet_jax.communication import communication
+from alexnet_jax.training.communication import communication
 
 # Maps and neurons that cross for each picture, from the paper's sizes: into conv3 (13 x 13 x 256),
 # fc6 (6 x 6 x 256), fc7, fc8, and the logits.

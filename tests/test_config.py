@@ -7,9 +7,11 @@ from typing import get_args
 
 import pytest
 
-from alexnet_jax import augment, networks, optimizer, towers
 from alexnet_jax import config as config_lib
-from alexnet_jax.config import FIELDS, UsageError
+from alexnet_jax.config import FIELDS
+from alexnet_jax.errors import UsageError
+from alexnet_jax.network import networks, towers
+from alexnet_jax.training import augment, optimizer
 from configs import alexnet, cifar10, imagenette, lenet5, quickstart
 
 CONFIGS = {

@@ -15,13 +15,14 @@ import safetensors
 import safetensors.numpy
 from tiny import TINY, statistics_of
 
-from alexnet_jax import AlexNet, Conv, Dense, architectures, cli, convert, networks
+from alexnet_jax import AlexNet, Conv, Dense, cli, convert
 from alexnet_jax import config as config_lib
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import UsageError
 from alexnet_jax.convert import caffe
 from alexnet_jax.convert.weights import ILSVRC_2012, expected, from_json, to_json
-from alexnet_jax.evaluate import predict
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation.errors import predict
+from alexnet_jax.network import architectures, networks
+from alexnet_jax.training.checkpoint import Checkpoints
 from configs import quickstart
 
 GOLDEN = Path(__file__).parent / "golden"

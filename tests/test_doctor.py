@@ -15,16 +15,18 @@ import pytest
 import tiny
 from PIL import Image
 
-from alexnet_jax import augment, cli, doctor, loop, networks
+from alexnet_jax import cli, doctor
 from alexnet_jax import config as config_lib
-from alexnet_jax.augment import ColorPCA
-from alexnet_jax.config import UsageError
 from alexnet_jax.data import labels
 from alexnet_jax.data.batches import examples_of_step
 from alexnet_jax.data.sources import Dataset, FolderSource
-from alexnet_jax.data.statistics import Statistics, Sums
 from alexnet_jax.doctor import data as checks
 from alexnet_jax.doctor import machine, sheet, speed
+from alexnet_jax.errors import UsageError
+from alexnet_jax.network import networks
+from alexnet_jax.training import augment, loop, setup
+from alexnet_jax.training.augment import ColorPCA
+from alexnet_jax.training.statistics import Statistics, Sums
 from configs import quickstart
 
 ROOT = Path(__file__).parent.parent
@@ -315,7 +317,7 @@ def test_too_little_room_for_checkpoints(free, level, monkeypatch, tmp_path, exa
 def recipe_of_quickstart(classes):
     config = config_for("digits", num_classes=classes)
     data = Dataset(in_memory(8), in_memory(8), classes, None, None)
-    return loop.recipe_for(config, data, loop.place(config, ("batch_size",)))
+    return setup.recipe_for(config, data, loop.place(config, ("batch_size",)))
 
 
 def test_room_for_imagenet_that_is_not_prepared(monkeypatch, tmp_path):
@@ -589,7 +591,7 @@ def run_of(monkeypatch):
     def make(sleep):
         config = config_for("any", image_size=16)
         data = Dataset(in_memory(64, sleep=sleep), in_memory(8), 5, None, None)
-        return loop.Run(config, Path("none"), recipe, data, tiny.statistics_of(), 1000)
+        return setup.Run(config, Path("none"), recipe, data, tiny.statistics_of(), 1000)
 
     return make
 
@@ -678,7 +680,7 @@ def test_the_sheet_shows_the_pixels_of_the_augmentation(changes, not_timed, fold
     found = by_check(doctor.examine(config, workdir=tmp_path / "run", output=tmp_path))
     assert str(tmp_path / "doctor.png") in found["sheet"].text
     image = np.asarray(Image.open(tmp_path / "doctor.png"))
-    data = loop.open_data(config)
+    data = setup.open_data(config)
     pixels = np.stack([np.asarray(Image.open(path)) for path in data.train.paths])
     statistics = checks.look("train", data.train, image_size=SIDE, seed=0, duplicates="all").sums.statistics()
     cell, scale = 3 * SIDE, 3  # 96 pixels at least

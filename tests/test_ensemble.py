@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import statistics_of
 
-from alexnet_jax import AlexNet, ensemble, loop
+from alexnet_jax import AlexNet
 from alexnet_jax import config as config_lib
-from alexnet_jax.architectures import with_classes
-from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.cli import ensemble as command
-from alexnet_jax.config import UsageError
-from alexnet_jax.ensemble import Member, Predictions
-from alexnet_jax.networks import QUICKSTART
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation import ensemble, saved
+from alexnet_jax.evaluation.ensemble import Member, Predictions
+from alexnet_jax.network.architectures import with_classes
+from alexnet_jax.network.networks import QUICKSTART
+from alexnet_jax.training import loop
+from alexnet_jax.training.checkpoint import Checkpoints
 from configs import quickstart
 
 
@@ -294,7 +296,7 @@ def test_runs_are_evaluated_saved_and_used_again(workdirs, tmp_path, capsys):
     rows = json.loads(shown.splitlines()[-1])
     assert list(rows) == ["1", "5"]  # quickstart's classes have no mirror images
     for k, workdir in enumerate(workdirs[:2], 1):
-        errors = loop.evaluate_weights(workdir, dataset=config_lib.load(workdir / "config.json").dataset)
+        errors = saved.evaluate_weights(workdir, dataset=config_lib.load(workdir / "config.json").dataset)
         for views, name in (("1", "one_view"), ("5", "ten_views")):
             own = rows[views][f"{k}. step 3 of the run {workdir.name} (QUICKSTART)"]
             wanted = dataclasses.asdict(errors[name])
@@ -302,18 +304,18 @@ def test_runs_are_evaluated_saved_and_used_again(workdirs, tmp_path, capsys):
             assert own == wanted
             assert 0 < own["top1_error"] < 100
     capsys.readouterr()
-    saved = sorted(tmp_path.iterdir())
-    assert len(saved) == 4
-    run(*[f"--predictions={path}" for path in saved if path.name.startswith("run_0")], two[1], "--paper", "--json")
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 4
+    run(*[f"--predictions={path}" for path in files if path.name.startswith("run_0")], two[1], "--paper", "--json")
     assert tables_of(capsys.readouterr().out) == tables_of(shown)
-    run(*[f"--predictions={path}" for path in saved if path.name.endswith("-1.npz")], "--average=searched")
+    run(*[f"--predictions={path}" for path in files if path.name.endswith("-1.npz")], "--average=searched")
     shown = capsys.readouterr().out
     assert "averaged, weights " in shown
     assert "Errors on 15 of the 30: weights were searched on the others." in shown
     for arguments, message in (
-        ([f"--predictions={saved[0]}", two[0]], "are the same network"),
-        ([f"--predictions={path}" for path in saved[:3]], "of 1 view|here is 1"),
-        ([f"--predictions={saved[0]}", two[1], "--views=5"], "--views is 5, and --predictions are of"),
+        ([f"--predictions={files[0]}", two[0]], "are the same network"),
+        ([f"--predictions={path}" for path in files[:3]], "of 1 view|here is 1"),
+        ([f"--predictions={files[0]}", two[1], "--views=5"], "--views is 5, and --predictions are of"),
     ):
         with pytest.raises(UsageError, match=message):
             run(*arguments)

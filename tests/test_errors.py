@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import loop
-from alexnet_jax.config import FIELDS, UsageError
+from alexnet_jax.config import FIELDS
+from alexnet_jax.errors import UsageError
+from alexnet_jax.training import loop, setup
 from configs import alexnet, quickstart
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +51,7 @@ def message_of(tmp_path, monkeypatch):
 
 
 def test_a_good_folder_passes(folder, tmp_path):
-    run = loop.set_up(config_for(f"folder:{folder}"), tmp_path / "run")
+    run = setup.set_up(config_for(f"folder:{folder}"), tmp_path / "run")
     assert run.recipe.network.architecture[-1].units == 3
     assert config_lib.load(tmp_path / "run" / "config.json").dataset == f"folder:{folder}"
 
@@ -125,7 +126,7 @@ def test_a_run_that_was_refused_can_be_started_again_once_that_is_mended(message
     bad.write_text("I am no picture")
     message_of(config_for(f"folder:{folder}"))
     bad.unlink()
-    loop.set_up(config_for(f"folder:{folder}"), tmp_path / "run")
+    setup.set_up(config_for(f"folder:{folder}"), tmp_path / "run")
 
 
 # The config

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import AlexNet, Dense, Flatten, Input, towers
-from alexnet_jax.augment import ColorPCA
-from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.evaluate import evaluate
+from alexnet_jax import AlexNet, Dense, Flatten, Input
+from alexnet_jax.evaluation.evaluate import evaluate
+from alexnet_jax.network import towers
+from alexnet_jax.training.augment import ColorPCA
+from alexnet_jax.training.statistics import Statistics
 
 SIZE, CROP, CLASSES, EXAMPLES = 8, 6, 7, 11
 LINEAR = (Input(CROP), Flatten(), Dense(CLASSES))

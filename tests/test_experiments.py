@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import cli, config, ensemble, experiments, hosts, loop, networks
-from alexnet_jax.config import UsageError
+from alexnet_jax import cli, config, experiments, hosts
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation import ensemble
 from alexnet_jax.experiments import (
     ablations,
     baseline,
@@ -27,6 +28,8 @@ from alexnet_jax.experiments import (
     tables,
 )
 from alexnet_jax.experiments.runs import Setting
+from alexnet_jax.network import networks
+from alexnet_jax.training import loop
 from configs import alexnet, cifar10, quickstart
 from tests.test_loop import config_for, folder  # noqa: F401
 

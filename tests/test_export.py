@@ -15,10 +15,10 @@ from tiny import TINY, statistics_of
 
 from alexnet_jax import QUICKSTART, AlexNet, cli, convert, export, with_classes
 from alexnet_jax import config as config_lib
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import UsageError
 from alexnet_jax.convert.weights import expected
-from alexnet_jax.evaluate import predict
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation.errors import predict
+from alexnet_jax.training.checkpoint import Checkpoints
 from configs import quickstart
 
 

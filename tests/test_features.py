@@ -9,10 +9,11 @@ import pytest
 from test_inference import Split, weights
 from tiny import batch_of
 
-from alexnet_jax import convert, features
+from alexnet_jax import convert
 from alexnet_jax.cli import retrieve as commands
-from alexnet_jax.config import UsageError
-from alexnet_jax.inference import Trained
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation.trained import Trained
+from alexnet_jax.inspection import features
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -138,7 +139,7 @@ def test_a_picture_finds_itself_first(world, capsys):
 
 
 def test_codes_are_made_measured_and_searched(world, capsys, monkeypatch):
-    monkeypatch.setattr("alexnet_jax.codes.train.__defaults__", (0, 20))
+    monkeypatch.setattr("alexnet_jax.inspection.codes.train.__defaults__", (0, 20))
     network = f"--weights={world}/w.safetensors"
     call(f"features {network} --dataset=folder:{world}/pictures --output={world}/c.npz --dtype=bfloat16")
     call(f"codes --index={world}/c.npz --bits=32 --output={world}/codes.npz")

@@ -23,15 +23,17 @@ from alexnet_jax import (
     Input,
     ReLU,
     SameMapLRN,
-    networks,
-    optimizer,
     replace,
-    train,
     without,
 )
-from alexnet_jax.architectures import layer_names
-from alexnet_jax.augment import ColorPCA
-from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.network import networks
+from alexnet_jax.network.architectures import layer_names
+from alexnet_jax.training import optimizer
+from alexnet_jax.training.augment import ColorPCA
+from alexnet_jax.training.recipe import Recipe
+from alexnet_jax.training.statistics import Statistics
+from alexnet_jax.training import step as step_lib
+from alexnet_jax.training.step import TrainState, adjust_rate
 from configs import alexnet
 
 
@@ -293,20 +295,20 @@ def recipe_of(config, **fields):
     config.update_from_flattened_dict({"architecture": "QUICKSTART", **fields})
     schedule = tuple((epoch, "conv1" if layer == "conv1" else "*", rate) for epoch, layer, rate in config.schedule)
     config.schedule = schedule
-    return train.Recipe.from_config(config, 10, 1280, place(architecture=QUICKSTART))
+    return Recipe.from_config(config, 10, 1280, place(architecture=QUICKSTART))
 
 
 def state_of(recipe, epoch):
     """What the rates look at in a state."""
     schedule = optimizer.plateau_schedule(**dict(recipe.plateau)).init({})
-    return train.TrainState(step=jnp.int32(10 * epoch), params={}, opt_state=(), schedule=schedule)
+    return TrainState(step=jnp.int32(10 * epoch), params={}, opt_state=(), schedule=schedule)
 
 
 def augmented(recipe, image, mean_image, n=64, step=0):
     """The same picture, augmented as n examples in a row."""
     pca = ColorPCA(jnp.eye(3), jnp.array([0.04, 0.0, 0.0]))
     batch = {"index": jnp.arange(n, dtype=jnp.uint32), "image": jnp.broadcast_to(image, (n, *image.shape))}
-    return np.asarray(train.augmented(recipe, batch, Statistics(mean_image, pca), step))
+    return np.asarray(step_lib.augmented(recipe, batch, Statistics(mean_image, pca), step))
 
 
 RAMP = jnp.arange(40 * 40 * 3.0).reshape(40, 40, 3)
@@ -381,7 +383,7 @@ def plateau(config):
     recipe = recipe_of(config)
     state = state_of(recipe, 0)
     for _ in range(30):
-        state = state.replace(schedule=train.adjust_rate(state, 50.0, recipe=recipe))
+        state = state.replace(schedule=adjust_rate(state, 50.0, recipe=recipe))
     return [float(recipe.rate(state)), *rates("*", 24, 26, 52, 80)(config)]
 
 

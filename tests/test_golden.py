@@ -13,23 +13,10 @@ import pytest
 from golden import weights
 from tiny import place, put, recipe_of, statistics_of
 
-from alexnet_jax import (
-    CAFFENET,
-    LRN,
-    SLIDES,
-    TORCHVISION,
-    AlexNet,
-    Conv,
-    Dense,
-    Flatten,
-    Input,
-    MaxPool,
-    ReLU,
-    train,
-)
-from alexnet_jax.architectures import WEIGHTED, layer_names, towers_of
-from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.evaluate import cross_entropy
+from alexnet_jax import CAFFENET, LRN, SLIDES, TORCHVISION, AlexNet, Conv, Dense, Flatten, Input, MaxPool, ReLU
+from alexnet_jax.network.architectures import WEIGHTED, layer_names, towers_of
+from alexnet_jax.training.statistics import Statistics
+from alexnet_jax.training.step import cross_entropy, init_state, state_shardings, train_step
 
 NETWORKS = {"SLIDES": SLIDES, "TORCHVISION": TORCHVISION, "CAFFENET": CAFFENET}
 TRAINED = (
@@ -135,15 +122,15 @@ def test_twenty_steps_of_the_paper_s_rule_equal_its_formula_in_pytorch():
     recipe = recipe_of(place(architecture=TRAINED), TRAINED, crop=False, flip=False, pca_std=0.0)
     recipe = dataclasses.replace(recipe, update_rule="paper", learning_rate=weights.RATE)
     arrays, (pictures, labels, mean) = weights.parameters("TRAINED"), weights.training_set()
-    state = train.init_state(recipe=recipe).replace(params=to_ours(arrays, TRAINED))
-    state = jax.device_put(state, train.state_shardings(state, recipe))
+    state = init_state(recipe=recipe).replace(params=to_ours(arrays, TRAINED))
+    state = jax.device_put(state, state_shardings(state, recipe))
     statistics, losses = Statistics(mean, statistics_of().pca), []
     for step in range(20):
         if step == 10:
             state = state.replace(schedule=state.schedule._replace(scale=0.1 * state.schedule.scale))
         rows = np.arange(8) + 8 * (step % 4)
         batch = {"image": pictures[rows], "label": labels[rows], "index": rows.astype(np.uint32)}
-        state, metrics = train.train_step(state, put(batch, recipe), statistics, recipe=recipe)
+        state, metrics = train_step(state, put(batch, recipe), statistics, recipe=recipe)
         losses.append(float(metrics["loss"]))
     for loss, wanted in zip(losses, GOLDEN["TRAINED/losses"], strict=True):
         assert_near(loss, wanted)

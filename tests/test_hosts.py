@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import convert, hosts, loop
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import UsageError
+from alexnet_jax import convert, hosts
+from alexnet_jax.errors import UsageError
+from alexnet_jax.training import setup
+from alexnet_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 STEPS = 24
@@ -72,7 +73,7 @@ def end(processes):
 
 def arrays_of(workdir, step=STEPS):
     """All arrays of a checkpoint, by name."""
-    run = loop.set_up(config_lib.load(workdir / "config.json"), workdir)
+    run = setup.set_up(config_lib.load(workdir / "config.json"), workdir)
     with Checkpoints(workdir) as checkpoints:
         state, _ = run.restore(checkpoints, step)
     return {jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(state)}

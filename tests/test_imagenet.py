@@ -5,9 +5,9 @@ import pytest
 import small_imagenet as small
 from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.data import imagenet, labels, sources
-from alexnet_jax.data.pictures import PictureError, decode_square
+from alexnet_jax.data.images import PictureError, decode_square
+from alexnet_jax.errors import UsageError
 
 
 def test_the_label_of_a_validation_file_by_its_number_is_that_by_the_alphabet(tmp_path):

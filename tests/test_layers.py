@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from alexnet_jax import average_pool, convolution, cpu, layers, local_response_norm, max_pool, same_map_response_norm
+from alexnet_jax import average_pool, convolution, local_response_norm, max_pool, same_map_response_norm
+from alexnet_jax.network import cpu, layers
 
 
 def conv_loops(x, kernel, stride, before, after, g):

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import cli, loop, report
+from alexnet_jax import cli
 from alexnet_jax import config as config_lib
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import UsageError
+from alexnet_jax.errors import UsageError
+from alexnet_jax.inspection import report
+from alexnet_jax.training import loop, setup
+from alexnet_jax.training.checkpoint import Checkpoints
 from configs import quickstart
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +54,7 @@ def config_for(folder, **changes):
 def arrays_of(workdir, step):
     """All arrays of a checkpoint, by name, as a run restores them."""
     config = config_lib.load(workdir / "config.json")
-    run = loop.set_up(config, workdir)
+    run = setup.set_up(config, workdir)
     with Checkpoints(workdir) as checkpoints:
         state, _ = run.restore(checkpoints, step)
     return {jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(state)}
@@ -80,7 +82,8 @@ def one_device(monkeypatch):
 CHILD = """
 import os, signal, sys
 import jax
-from alexnet_jax import config, loop
+from alexnet_jax import config
+from alexnet_jax.training import loop
 devices = jax.devices
 jax.devices = lambda *arguments: devices(*arguments)[:1]
 kill_at, workdir = int(sys.argv[1]), sys.argv[2]
@@ -161,13 +164,13 @@ def test_a_run_ends_with_its_page_unless_it_is_not_to(folder, uncut, tmp_path, m
 
 
 def test_statistics_left_by_a_run_that_never_began_are_not_used(folder, tmp_path):
-    run = loop.set_up(config_for(folder), tmp_path)
+    run = setup.set_up(config_for(folder), tmp_path)
     wanted = np.asarray(run.statistics.mean_image)
     assert wanted.any()
     dataclasses.replace(run.statistics, mean_image=0 * wanted).save(tmp_path / "statistics.npz")
-    assert not np.asarray(loop.set_up(config_for(folder), tmp_path).statistics.mean_image).any()
+    assert not np.asarray(setup.set_up(config_for(folder), tmp_path).statistics.mean_image).any()
     (tmp_path / "config.json").unlink()
-    np.testing.assert_array_equal(loop.set_up(config_for(folder), tmp_path).statistics.mean_image, wanted)
+    np.testing.assert_array_equal(setup.set_up(config_for(folder), tmp_path).statistics.mean_image, wanted)
 
 
 def test_the_evaluate_command_repeats_the_results(uncut, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax.optimizer import plateau_schedule, update_rule, warmup
+from alexnet_jax.training.optimizer import plateau_schedule, update_rule, warmup
 
 MOMENTUM, DECAY = 0.9, 5e-4
 

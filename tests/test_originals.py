@@ -11,8 +11,8 @@ import small_imagenet as small
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.data import imagenet, labels, originals
+from alexnet_jax.errors import UsageError
 
 NAME = imagenet.NAME
 

@@ -7,17 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import outputs
-from alexnet_jax.evaluate import Errors
-from alexnet_jax.outputs import (
-    Journal,
-    JsonLinesWriter,
-    Progress,
-    errors_table,
-    first_not_finite,
-    make_writer,
-    write_result,
-)
+from alexnet_jax.evaluation.errors import Errors, errors_table
+from alexnet_jax.training import outputs
+from alexnet_jax.training.outputs import Journal, JsonLinesWriter, Progress, first_not_finite, make_writer, write_result
 
 
 def line(step):

@@ -13,17 +13,18 @@ import scipy.io
 from PIL import Image
 from tiny import TINY, statistics_of
 
-from alexnet_jax import AlexNet, convert, loop, predict, submission
+from alexnet_jax import AlexNet, convert
 from alexnet_jax import config as config_lib
-from alexnet_jax.architectures import with_classes
-from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.cli import predict as commands
-from alexnet_jax.config import UsageError
 from alexnet_jax.convert.weights import ILSVRC_2012
 from alexnet_jax.data import labels
-from alexnet_jax.inference import Trained
-from alexnet_jax.networks import QUICKSTART
-from alexnet_jax.predict import Prediction
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation import predict, saved, submission
+from alexnet_jax.evaluation.predict import Prediction
+from alexnet_jax.evaluation.trained import Trained
+from alexnet_jax.network.architectures import with_classes
+from alexnet_jax.network.networks import QUICKSTART
+from alexnet_jax.training.checkpoint import Checkpoints
 from configs import quickstart
 
 FILES = 30
@@ -69,7 +70,7 @@ def run(*arguments):
 
 @pytest.mark.parametrize(("views", "name"), [(1, "one_view"), (10, "ten_views")])
 def test_the_files_of_a_folder_give_exactly_the_errors_of_its_evaluation(folder, file_of_weights, views, name):
-    wanted = loop.evaluate_weights(file_of_weights, dataset=f"folder:{folder}")[name]
+    wanted = saved.evaluate_weights(file_of_weights, dataset=f"folder:{folder}")[name]
     trained = Trained.read(file_of_weights, batch_size=7)
     files = predict.find([str(folder / "val")])
     wrong, loss = 0, 0.0

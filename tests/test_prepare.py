@@ -21,9 +21,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from alexnet_jax import cli
-from alexnet_jax.config import UsageError
-from alexnet_jax.data import imagenet, labels, originals, prepare, sources
-from alexnet_jax.data.pictures import decode_square
+from alexnet_jax.data import imagenet, labels, originals, prepare, shards, sources
+from alexnet_jax.data import workers as workers_lib
+from alexnet_jax.data.images import decode_square
+from alexnet_jax.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 SIZE = 32
@@ -277,8 +278,8 @@ def test_after_a_repair_only_the_shards_of_broken_files_are_made_again(first, fo
         with pytest.raises(UsageError, match=f"train/{name}: |stopped before"):
             make(root, tmp_path, broken=first)
     (root / "train" / name[:9] / name).write_bytes(small.encoded(name, small.TRAIN[name]))
-    made, make_shard = [], prepare.make_shard
-    monkeypatch.setattr(prepare, "make_shard", lambda w, s, t: (made.append(s), make_shard(w, s, t))[1])
+    made, make_shard = [], shards.make_shard
+    monkeypatch.setattr(workers_lib, "make_shard", lambda w, s, t: (made.append(s), make_shard(w, s, t))[1])
     assert small.contents(make(root, tmp_path)) == small.contents(whole)
     assert [any(example.name == name for example in shard.examples) for shard in made] == [True]
 
@@ -303,9 +304,9 @@ def stop_at(monkeypatch, module, function, times):
     [
         (prepare, "list_originals", 0),
         (originals, "read", 0),
-        (prepare, "decode_square", 9),
-        (prepare, "write_whole", 3),
-        (prepare, "ArrayRecordWriter", 4),
+        (shards, "decode_square", 9),
+        (shards, "write_whole", 3),
+        (shards, "ArrayRecordWriter", 4),
         (os, "fsync", 6),
         (prepare, "ArrayRecordReader", 1),
         (tfds.folder_dataset, "write_metadata", 0),
@@ -318,7 +319,7 @@ def stop_at(monkeypatch, module, function, times):
 def test_what_was_stopped_anywhere_goes_on_to_the_same_bytes(module, function, times, folder, whole, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "_JPEGS_A_SHARD", 2.3)
-        patch.setattr(prepare, "read", lambda *arguments: originals.read(*arguments))
+        patch.setattr(shards, "read", lambda *arguments: originals.read(*arguments))
         stop_at(patch, module, function, times)
         with pytest.raises(KeyboardInterrupt):
             make(folder, tmp_path)
@@ -339,7 +340,7 @@ def test_what_is_done_is_not_done_again(folder, whole, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             make(folder, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "read", lambda *_: pytest.fail("read again"))
+        patch.setattr(shards, "read", lambda *_: pytest.fail("read again"))
         assert small.contents(make(folder, tmp_path)) == small.contents(whole)
 
 
@@ -415,7 +416,7 @@ def test_a_relative_folder_goes_on_from_anywhere_by_the_command_that_is_told(fol
     told = shlex.split(str(error.value).splitlines()[-1])
     assert told[1:] == command(tmp_path / "my pictures", tmp_path / "data", "--broken=skip")[1:]
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "read", lambda *_: pytest.fail("read again"))
+        patch.setattr(shards, "read", lambda *_: pytest.fail("read again"))
         cli.main([*told[3:], "--workers=1"])
     assert small.contents(prepare.folder_of("imagenet2012", str(tmp_path / "data"), SIZE)) == small.contents(whole)
 
@@ -434,7 +435,8 @@ def test_a_folder_that_is_there_already_and_no_dataset_is_refused_at_once(folder
 
 def test_all_is_on_the_disk_before_it_has_its_name(folder, tmp_path, monkeypatch):
     synced, real = [], prepare.sync
-    monkeypatch.setattr(prepare, "sync", lambda path: (synced.append(path), real(path)))
+    for module in (prepare, shards):
+        monkeypatch.setattr(module, "sync", lambda path: (synced.append(path), real(path)))
     final = make(folder, tmp_path)
     *files, records, parent = synced[-len(list(final.iterdir())) - 2 :]
     assert {path.name for path in files} == {path.name for path in final.iterdir()}
@@ -540,7 +542,7 @@ def test_an_interrupt_is_a_line_and_130(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_a_worker_that_is_killed_is_told(folder, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "_make_in_worker", _kill_itself)
+    monkeypatch.setattr(workers_lib, "_make_in_worker", _kill_itself)
     with pytest.raises(UsageError, match=r"A worker died\. .* at work were: .*train/n\d+_\d+\.JPEG"):
         make(folder, tmp_path, workers=2)
     monkeypatch.undo()
@@ -549,7 +551,7 @@ def test_a_worker_that_is_killed_is_told(folder, whole, tmp_path, monkeypatch):
 
 
 def _kill_itself(index, shard):
-    _, progress, _ = prepare._worker
+    _, progress, _ = workers_lib._worker
     progress[index] = len(shard.examples)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -579,7 +581,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_looks_whole(limit, folder, whol
 def test_too_little_space_is_told_before_the_work(folder, tmp_path, monkeypatch):
     usage = prepare.shutil.disk_usage("/")
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: usage._replace(free=10_000))
-    monkeypatch.setattr(prepare, "read", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(shards, "read", lambda *_: pytest.fail("work began"))
     with pytest.raises(UsageError, match=r"has 0.0 GB free, and this takes about 0.0 GB"):
         make(folder, tmp_path)
 

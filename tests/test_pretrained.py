@@ -20,15 +20,16 @@ from alexnet_jax import (
     ReLU,
     cli,
     convert,
-    loop,
-    networks,
     replace,
-    train,
     with_classes,
     without,
 )
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import UsageError
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation import saved
+from alexnet_jax.network import networks
+from alexnet_jax.training import loop, setup
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.step import init_state
 from configs import alexnet
 
 NARROW = (
@@ -73,10 +74,10 @@ def config_for(variant, dataset, **changes):
 
 def first_state(config, workdir):
     """The parameters before the first step, as a run would begin with them."""
-    run = loop.set_up(config, workdir)
-    state = train.init_state(recipe=run.recipe)
+    run = setup.set_up(config, workdir)
+    state = init_state(recipe=run.recipe)
     if run.pretrained is not None:
-        state = train.copy_pretrained(state, run.pretrained.params, run.recipe)
+        state = pretrained.copy_pretrained(state, run.pretrained.params, run.recipe)
     return jax.device_get(state.params), run
 
 
@@ -117,7 +118,7 @@ def test_fine_tuning_begins_with_all_layers_but_the_last(kind, data, pretrained,
                 np.testing.assert_array_equal(params[layer][name], before[layer][name])
     # Five classes on two towers are six neurons, and three are four.
     assert before["fc9"]["kernel"].shape == (2, 256, 3)
-    drawn = jax.device_get(train.init_state(recipe=run.recipe).params)
+    drawn = jax.device_get(init_state(recipe=run.recipe).params)
     assert params["fc9"]["kernel"].shape == (2, 256, 2)
     np.testing.assert_array_equal(params["fc9"]["kernel"], drawn["fc9"]["kernel"])
     assert not np.array_equal(params["conv6"]["kernel"], drawn["conv6"]["kernel"])  # training had moved it
@@ -171,16 +172,16 @@ def test_a_run_of_another_version_is_not_evaluated(pretrained, tmp_path):
     del config["mean_at"], config["augment"]["group"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=r"another version .* its config lacks augment\.group, mean_at\."):
-        loop.evaluate_workdir(tmp_path)
+        saved.evaluate_workdir(tmp_path)
 
 
 def test_a_network_that_differs_from_the_pretrained_one_is_told():
-    assert train.changes(PAPER, replace(with_classes(PAPER, 10), "conv2", bias=0.0)) == ""
-    told = train.changes(CAFFENET, PAPER)
+    assert pretrained.changes(PAPER, replace(with_classes(PAPER, 10), "conv2", bias=0.0)) == ""
+    told = pretrained.changes(CAFFENET, PAPER)
     assert "input is Input(size=227" in told
     assert "lrn2 is LRN(n=5, k=1.0" in told
     assert "conv3" not in told
-    assert train.changes(without(PAPER, LRN), PAPER).startswith("lrn1 is nothing there, LRN(")
+    assert pretrained.changes(without(PAPER, LRN), PAPER).startswith("lrn1 is nothing there, LRN(")
 
 
 def test_another_network_or_no_file_is_refused_before_any_work(data, pretrained, tmp_path):
@@ -196,9 +197,9 @@ def test_another_network_or_no_file_is_refused_before_any_work(data, pretrained,
 @pytest.mark.devices
 def test_copied_parameters_lie_where_the_drawn_ones_did():
     recipe = recipe_of(place(4, 2))
-    other = jax.device_get(train.init_state(recipe=recipe_of(place(), seed=9)).params)
-    state = train.init_state(recipe=recipe)
-    copied = train.copy_pretrained(state, other, recipe)
+    other = jax.device_get(init_state(recipe=recipe_of(place(), seed=9)).params)
+    state = init_state(recipe=recipe)
+    copied = pretrained.copy_pretrained(state, other, recipe)
     for layer, arrays in copied.params.items():
         for name, array in arrays.items():
             assert array.sharding == state.params[layer][name].sharding

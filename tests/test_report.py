@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY, statistics_of
 
-from alexnet_jax import AlexNet, Input, convert, report
+from alexnet_jax import AlexNet, Input, convert
 from alexnet_jax import config as config_lib
-from alexnet_jax.architectures import replace
-from alexnet_jax.augment import ColorPCA
 from alexnet_jax.cli import report as command
-from alexnet_jax.config import UsageError
 from alexnet_jax.data.sources import Dataset
-from alexnet_jax.report import confusion, curves, kernels, pictures
+from alexnet_jax.errors import UsageError
+from alexnet_jax.inspection import report
+from alexnet_jax.inspection.report import confusion, curves, examples, kernels
+from alexnet_jax.network.architectures import replace
+from alexnet_jax.training.augment import ColorPCA
 from configs import quickstart
 
 SECTIONS = ("errors", "curves", "kernels", "predictions", "neighbours", "confusion", "augmentations", "config")
@@ -100,7 +101,7 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
 def test_up_to_half_of_the_pictures_shown_are_wrong_ones(right, wrong, seed):
     labels = np.repeat([0, 1], [right, wrong])
     probabilities = np.tile([0.8, 0.2], (right + wrong, 1))
-    places = pictures.choose(probabilities, labels, seed)
+    places = examples.choose(probabilities, labels, seed)
     assert len(set(places)) == len(places) == min(8, right + wrong)
     assert labels[places].sum() >= min(wrong, 4)
     assert (1 - labels[places]).sum() >= min(right, 4)
@@ -110,10 +111,10 @@ def test_nearest_rows_are_those_of_float64():
     rng = np.random.default_rng(0)
     query, features = rng.normal(size=(3, 7)).astype(np.float32), rng.normal(size=(50, 7)).astype(np.float32)
     wanted = np.sqrt(((query[:, None].astype(np.float64) - features.astype(np.float64)) ** 2).sum(-1))
-    places, distances = pictures.nearest(query, features)
+    places, distances = examples.nearest(query, features)
     np.testing.assert_array_equal(places, wanted.argsort(1)[:, :6])
     np.testing.assert_allclose(distances, np.sort(wanted, 1)[:, :6], rtol=1e-5)
-    assert pictures.nearest(query, features[:4])[0].shape == (3, 4)
+    assert examples.nearest(query, features[:4])[0].shape == (3, 4)
 
 
 def test_confusion_is_counted_class_by_class(tmp_path):
@@ -140,7 +141,7 @@ def test_many_classes_have_a_confusion_matrix_without_names(tmp_path):
 
 
 def test_a_part_of_a_source_keeps_the_sources_numbers():
-    part = pictures.part(Split(40), 10, seed=1)
+    part = examples.part(Split(40), 10, seed=1)
     assert len(part) == 10
     assert (np.diff(part.indices) > 0).all()
     images, labels = part.read(np.array([9, 0]))
@@ -148,7 +149,7 @@ def test_a_part_of_a_source_keeps_the_sources_numbers():
     np.testing.assert_array_equal(images, wanted)
     np.testing.assert_array_equal(labels, wanted_labels)
     assert part.describe(3) == f"picture {part.indices[3]}"
-    np.testing.assert_array_equal(pictures.part(Split(5), 10, seed=1).indices, np.arange(5))
+    np.testing.assert_array_equal(examples.part(Split(5), 10, seed=1).indices, np.arange(5))
 
 
 # The page

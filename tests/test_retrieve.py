@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alexnet_jax import retrieve
+from alexnet_jax.inspection import retrieve
 
 
 def brute_force(queries, vectors, k):

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.data import sources
+from alexnet_jax.errors import UsageError
 
 
 def open_it(name, data_dir="", train_split="train", eval_split=""):

@@ -8,9 +8,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alexnet_jax.config import UsageError
-from alexnet_jax.data.statistics import Statistics, Sums
 from alexnet_jax.data.survey import check_labels, survey
+from alexnet_jax.errors import UsageError
+from alexnet_jax.training.statistics import Statistics, Sums
 
 SIZE = 6
 

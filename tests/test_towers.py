@@ -26,12 +26,13 @@ from alexnet_jax import (
     ReLU,
     SameMapLRN,
     replace,
-    towers,
-    train,
     with_classes,
 )
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.evaluate import count_errors
+from alexnet_jax.evaluation.errors import count_errors
+from alexnet_jax.network import towers
+from alexnet_jax.network.model import param_specs
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.step import init_state, state_shardings, train_step
 
 pytestmark = [pytest.mark.devices, pytest.mark.filterwarnings("ignore:Some donated buffers:UserWarning")]
 
@@ -221,8 +222,8 @@ def bytes_on_each_device(tree):
 
 
 def abstract_state(recipe):
-    state = jax.eval_shape(lambda: train.init_state(recipe=recipe))
-    shardings = train.state_shardings(state, recipe)
+    state = jax.eval_shape(lambda: init_state(recipe=recipe))
+    shardings = state_shardings(state, recipe)
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
 
 
@@ -235,7 +236,7 @@ def test_each_of_two_devices_holds_half_of_parameters_and_velocity():
 def test_the_arrays_of_a_step_lie_where_the_shardings_say():
     recipe = recipe_of(place(2, 2))
     state, _ = run(recipe, stop=1)
-    for a, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(train.state_shardings(state, recipe)), strict=True):
+    for a, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, recipe)), strict=True):
         assert a.sharding.is_equivalent_to(wanted, a.ndim)
     for a in jax.tree.leaves((state.params, state.opt_state)):
         assert [shard.data.nbytes for shard in a.addressable_shards] == [a.nbytes // 2] * 2
@@ -264,7 +265,7 @@ def compiled(recipe, n=16):
     sharding = recipe.network.placement.sharding(recipe.network.placement.batch)
     batch = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for name, a in batch.items()}
     state = abstract_state(recipe)
-    return train.train_step.lower(state, batch, statistics_of(size), recipe=recipe).compile().as_text()
+    return train_step.lower(state, batch, statistics_of(size), recipe=recipe).compile().as_text()
 
 
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast|ragged-all-to-all"
@@ -333,7 +334,7 @@ def test_evaluation_counts_the_same_wherever_it_is(where):
 
     def count(placement):
         recipe = recipe_of(placement, architecture)
-        params = train.init_state(recipe=recipe).params
+        params = init_state(recipe=recipe).params
         network, mean = recipe.network, statistics_of().mean_image
         return jax.device_get(count_errors(params, put(batch, recipe), mean, network=network, views=10))
 
@@ -353,7 +354,7 @@ def test_evaluation_counts_the_same_wherever_it_is(where):
 def test_a_batch_in_parts_takes_the_same_step(where, backend, monkeypatch):
     want, want_losses = run(recipe_of(place()))
     monkeypatch.setattr(jax, "default_backend", lambda: backend)  # the parts written out, or a loop
-    train.train_step.clear_cache()
+    train_step.clear_cache()
     got, losses = run(recipe_of(place(*where), accumulate=2))
     np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
     assert_close(numbers(got), numbers(want), 1e-5)
@@ -400,6 +401,6 @@ def test_a_network_called_by_itself_needs_no_devices():
     alone = AlexNet(TINY)
     variables = alone.init(jax.random.key(0), images)
     placed = AlexNet(TINY, placement=place(2, 2))
-    specs = {"params": train.param_specs(placed)}
+    specs = {"params": param_specs(placed)}
     apply = towers.spread(placed.apply, placed.placement.mesh, (specs, placed.placement.batch), placed.placement.batch)
     np.testing.assert_allclose(jax.jit(apply)(variables, images), alone.apply(variables, images), rtol=1e-5)

@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import LRN, AlexNet, Conv, Dense, Dropout, Flatten, Input, MaxPool, ReLU, towers, train
-from alexnet_jax.augment import ColorPCA
-from alexnet_jax.data.statistics import Statistics
+from alexnet_jax import LRN, AlexNet, Conv, Dense, Dropout, Flatten, Input, MaxPool, ReLU
+from alexnet_jax.network import towers
+from alexnet_jax.training.augment import ColorPCA
+from alexnet_jax.training.recipe import Recipe
+from alexnet_jax.training.statistics import Statistics
+from alexnet_jax.training.step import init_state, train_step
 
 TINY = (
     Input(12, towers=2),
@@ -38,7 +41,7 @@ def place(devices=1, tower=1, kind="towers", architecture=TINY):
 
 def recipe_of(placement, architecture=TINY, dtype=np.float32, **changes):
     """The paper's recipe for a network."""
-    recipe = train.Recipe(
+    recipe = Recipe(
         network=AlexNet(architecture, dtype=dtype, placement=placement),
         seed=3,
         mean_at="crop",
@@ -86,9 +89,9 @@ def run(recipe, start=0, stop=5, state=None):
     """The state and the losses after some steps."""
     architecture = recipe.network.architecture
     size, classes = architecture[0].size + 4, architecture[-1].units
-    state, losses = train.init_state(recipe=recipe) if state is None else state, []
+    state, losses = init_state(recipe=recipe) if state is None else state, []
     for step in range(start, stop):
         batch = put(batch_of(step, size, classes), recipe)
-        state, metrics = train.train_step(state, batch, statistics_of(size), recipe=recipe)
+        state, metrics = train_step(state, batch, statistics_of(size), recipe=recipe)
         losses.append(float(metrics["loss"]))
     return state, losses

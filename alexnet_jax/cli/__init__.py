@@ -7,6 +7,7 @@ import os
 import sys
 
 from alexnet_jax.cli import common, ensemble, experiment, predict, report, retrieve
+from alexnet_jax.evaluation import saved
 
 # Heavy imports stand where they are used, so that --help is quick.
 
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Before TensorFlow is imported, which only reads data here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
-    from alexnet_jax.config import UsageError
+    from alexnet_jax.errors import UsageError
 
     try:
         options.run(options)
@@ -117,19 +118,19 @@ def _add_data_commands(commands):
 
 
 def _summary(options):
-    from alexnet_jax import architectures, networks
-    from alexnet_jax.config import UsageError
+    from alexnet_jax.errors import UsageError
+    from alexnet_jax.network import architectures, networks
 
     try:
         architecture = networks.named(options.architecture)
     except ValueError as error:
         raise UsageError(f"--architecture: {error}") from error
     if not options.communication:
-        from alexnet_jax.summary import summary
+        from alexnet_jax.network.summary import summary
 
         print(summary(architecture, options.batch_size or 1))
         return
-    from alexnet_jax.communication import communication
+    from alexnet_jax.training.communication import communication
 
     most = architectures.towers_of(architecture) if options.placement == "towers" else 1
     try:
@@ -179,8 +180,8 @@ def _doctor(options):
 
 
 def _evaluate(options):
-    from alexnet_jax import hosts, loop
-    from alexnet_jax.config import UsageError
+    from alexnet_jax import hosts
+    from alexnet_jax.errors import UsageError
 
     if options.weights and not options.dataset:
         raise UsageError("--dataset is missing: weights are not those of one data set. Give --dataset=NAME.")
@@ -191,7 +192,7 @@ def _evaluate(options):
     with hosts.session(options.coordinator, options.num_processes, options.process_id, options.timeout):
         if options.weights:
             with common.own_flags():
-                errors = loop.evaluate_weights(
+                errors = saved.evaluate_weights(
                     options.weights,
                     dataset=options.dataset,
                     split=options.split,
@@ -199,7 +200,7 @@ def _evaluate(options):
                     batch_size=options.batch_size or 128,
                 )
         else:
-            errors = loop.evaluate_workdir(
+            errors = saved.evaluate_workdir(
                 options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size
             )
     if options.json:

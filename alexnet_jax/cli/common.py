@@ -33,7 +33,7 @@ def read_network(options):
 
 def check_network(options) -> None:
     """Raises UsageError for the checkpoint of what is no run."""
-    from alexnet_jax.config import UsageError
+    from alexnet_jax.errors import UsageError
 
     if options.weights and options.checkpoint != "last":
         raise UsageError(
@@ -45,7 +45,7 @@ def output(path: str, suffix: str = ""):
     """The path of a file to write. Raises UsageError if its name ends otherwise, or its folder is not there."""
     from pathlib import Path
 
-    from alexnet_jax.config import UsageError
+    from alexnet_jax.errors import UsageError
 
     path = Path(path).expanduser()
     if suffix and path.suffix != suffix:
@@ -58,7 +58,7 @@ def output(path: str, suffix: str = ""):
 @contextlib.contextmanager
 def own_flags():
     """Lets errors that name fields of a config name the command's flags instead."""
-    from alexnet_jax.config import UsageError
+    from alexnet_jax.errors import UsageError
 
     try:
         yield

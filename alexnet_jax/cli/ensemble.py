@@ -39,8 +39,8 @@ def add(commands) -> None:
 
 
 def _ensemble(options):
-    from alexnet_jax import ensemble, predict
-    from alexnet_jax.config import UsageError
+    from alexnet_jax.errors import UsageError
+    from alexnet_jax.evaluation import ensemble, predict
 
     if options.save and not Path(options.save).is_dir():
         raise UsageError(f"--save={options.save}, but there is no such folder. Make it, or give another.")
@@ -70,10 +70,11 @@ def _ensemble(options):
 
 def _open(workdir, options):
     """The weights of a run, its evaluation split, and both as a member."""
-    from alexnet_jax import convert, ensemble, loop
+    from alexnet_jax import convert
+    from alexnet_jax.evaluation import ensemble
 
     folder = Path(workdir).expanduser()
-    config = loop.config_of(folder)
+    config = setup.config_of(folder)
     weights = convert.read(folder, checkpoint=options.checkpoint)
     opened = common.open_split(
         config.dataset, options.data_dir or config.data_dir, options.split or config.eval_split, config.image_size
@@ -83,7 +84,7 @@ def _open(workdir, options):
 
 def _views(options, runs, saved):
     """Numbers of views to test with: as asked for, else those of the saved predictions, else one and the runs' most."""
-    from alexnet_jax.config import UsageError
+    from alexnet_jax.errors import UsageError
 
     there = {one.views for one in saved}
     if options.views is not None and there - {options.views}:
@@ -97,8 +98,7 @@ def _views(options, runs, saved):
 
 def _run(workdir, run, views, options):
     """Yields a run's predictions, and keeps them if they are to be saved."""
-    from alexnet_jax import ensemble
-    from alexnet_jax.inference import Trained
+    from alexnet_jax.evaluation import ensemble
 
     weights, source, member = run
     trained = Trained.of(weights, batch_size=128)
@@ -113,7 +113,7 @@ def _run(workdir, run, views, options):
 
 def _report(members, options):
     """Prints the errors of the members and of all together, from as many views each; and gives them back."""
-    from alexnet_jax import ensemble
+    from alexnet_jax.evaluation import ensemble
 
     first, searched = members[0], options.average == "searched"
     views = {1: "one view", 5: "ten views (the five unmirrored)", 10: "ten views"}[first.views]

@@ -29,7 +29,7 @@ def _experiment(options):
     import importlib
 
     from alexnet_jax import config as config_lib
-    from alexnet_jax.config import UsageError
+    from alexnet_jax.errors import UsageError
 
     if (options.name == "six_conv") != bool(options.pretrain):
         raise UsageError(

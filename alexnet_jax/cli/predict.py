@@ -5,6 +5,7 @@ import shutil
 import sys
 
 from alexnet_jax.cli import common
+from alexnet_jax.evaluation.trained import Trained
 
 
 def add(commands) -> None:
@@ -35,8 +36,7 @@ def _add_network(parser):
 
 def _open(options):
     """The names of the pictures and the network, checked."""
-    from alexnet_jax import predict
-    from alexnet_jax.inference import Trained
+    from alexnet_jax.evaluation import predict
 
     common.check_network(options)
     names = predict.find(options.images)
@@ -47,8 +47,8 @@ def _open(options):
 
 
 def _predict(options):
-    from alexnet_jax import predict
-    from alexnet_jax.config import UsageError
+    from alexnet_jax.errors import UsageError
+    from alexnet_jax.evaluation import predict
 
     files, trained = _open(options)
     names = predict.class_names(trained.weights, options.names)
@@ -95,7 +95,7 @@ def _as_bars(picture, best):
 def _submit(options):
     from tqdm import tqdm
 
-    from alexnet_jax import predict, submission
+    from alexnet_jax.evaluation import predict, submission
     from alexnet_jax.files import write_whole
 
     output = common.output(options.output)

@@ -16,14 +16,16 @@ def add(commands) -> None:
 
 
 def _report(options):
-    from alexnet_jax import convert, loop, report
+    from alexnet_jax import convert
+    from alexnet_jax.inspection import report
+    from alexnet_jax.training import setup
 
     output = options.output and common.output(options.output, ".html")
     common.set_up_devices()
     workdir = Path(options.workdir).expanduser()
-    config = loop.config_of(workdir)
+    config = setup.config_of(workdir)
     if options.data_dir is not None:
         config.data_dir = options.data_dir
     weights = convert.read(workdir, checkpoint=options.checkpoint)
-    opened = loop.open_data(config)
+    opened = setup.open_data(config)
     print(f"Wrote: {report.write(workdir, config=config, data=opened, weights=weights, output=output)}")

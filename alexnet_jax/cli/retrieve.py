@@ -1,6 +1,7 @@
 """The commands features, retrieve and codes: pictures that a network finds alike (paper, section 6.1)."""
 
 from alexnet_jax.cli import common
+from alexnet_jax.evaluation.trained import Trained, check_layer, last_hidden
 
 
 def add(commands) -> None:
@@ -33,13 +34,13 @@ def add(commands) -> None:
 
 
 def _features(options):
-    from alexnet_jax import features, inference
+    from alexnet_jax.inspection import features
 
     path = common.output(options.output, ".npz")
     common.set_up_devices()
-    trained = inference.Trained.of(common.read_network(options), options.batch_size)
-    layer = options.layer or inference.last_hidden(trained.weights.architecture)
-    inference.check_layer(trained.weights.architecture, layer)
+    trained = Trained.of(common.read_network(options), options.batch_size)
+    layer = options.layer or last_hidden(trained.weights.architecture)
+    check_layer(trained.weights.architecture, layer)
     dataset = common.open_split(options.dataset, options.data_dir, options.split, trained.image_size)
     features.write(path, trained, dataset.evaluation, layer, dataset.class_names, options.dtype)
     count, width = features.read(path).vectors.shape
@@ -47,8 +48,8 @@ def _features(options):
 
 
 def _retrieve(options):
-    from alexnet_jax import codes, features, retrieve
-    from alexnet_jax.inference import Trained
+    from alexnet_jax.evaluation.trained import Trained
+    from alexnet_jax.inspection import codes, features, retrieve
 
     common.set_up_devices(convolutions=False)
     index = features.read(options.index)
@@ -72,7 +73,7 @@ def _retrieve(options):
 
 
 def _codes(options):
-    from alexnet_jax import codes, features
+    from alexnet_jax.inspection import codes, features
 
     path = common.output(options.output, ".npz")
     common.set_up_devices(convolutions=False)
@@ -92,9 +93,9 @@ def _pictures(paths, size):
 
     import numpy as np
 
-    from alexnet_jax.config import UsageError
-    from alexnet_jax.data.any_picture import read_square
-    from alexnet_jax.data.pictures import PictureError
+    from alexnet_jax.data.any_format import read_square
+    from alexnet_jax.data.images import PictureError
+    from alexnet_jax.errors import UsageError
 
     pictures = []
     for path in paths:

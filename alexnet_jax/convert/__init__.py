@@ -12,10 +12,10 @@ No file is unpickled, but for PyTorch's own in its safe mode, which takes tensor
 from pathlib import Path
 from typing import Literal
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.convert import caffe, torchvision, workdir
 from alexnet_jax.convert import weights as own_format
 from alexnet_jax.convert.weights import Weights
+from alexnet_jax.errors import UsageError
 
 __all__ = ["Weights", "convert", "read", "write"]
 

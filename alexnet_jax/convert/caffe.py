@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from alexnet_jax import networks
-from alexnet_jax.config import UsageError
 from alexnet_jax.convert.channels_first import to_towers
 from alexnet_jax.convert.weights import Weights, classes_of
+from alexnet_jax.errors import UsageError
+from alexnet_jax.network import networks
 
 # The part of caffe.proto that is read: name, number and type of each field; a * for repeated ones. Packed floats and
 # strings are on the wire what bytes are; as bytes, floats need no Python object each, and text may be damaged.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax import architectures
-from alexnet_jax.architectures import Architecture, Conv, Dense, Flatten
-from alexnet_jax.config import UsageError
 from alexnet_jax.convert.weights import expected
+from alexnet_jax.errors import UsageError
+from alexnet_jax.network import architectures
+from alexnet_jax.network.architectures import Architecture, Conv, Dense, Flatten
 
 Names = dict[str, tuple[str, str]]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax import networks
-from alexnet_jax.config import UsageError
 from alexnet_jax.convert.channels_first import to_towers
 from alexnet_jax.convert.weights import Weights, classes_of
+from alexnet_jax.errors import UsageError
+from alexnet_jax.network import networks
 
 MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in [0, 1]
 LAYERS = {

@@ -11,12 +11,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from alexnet_jax import architectures, augment, evaluate
-from alexnet_jax.architectures import Architecture, Layer
-from alexnet_jax.augment import ColorPCA
-from alexnet_jax.config import UsageError
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation import errors
 from alexnet_jax.files import write_whole
-from alexnet_jax.model import AlexNet
+from alexnet_jax.network import architectures
+from alexnet_jax.network.architectures import Architecture, Layer
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.training import augment
+from alexnet_jax.training.augment import ColorPCA
 
 FORMAT, VERSION = "alexnet_jax", "1"  # key and value in the metadata of a file of our own
 ILSVRC_2012 = (
@@ -25,7 +27,7 @@ ILSVRC_2012 = (
 _KINDS = {kind.__name__: kind for kind in get_args(Layer)}
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
-_predict = jax.jit(evaluate.predict, static_argnames=("network", "views", "mean_at"))
+_predict = jax.jit(errors.predict, static_argnames=("network", "views", "mean_at"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +40,7 @@ class Weights:
       mean_image: (S, S, 3) float32, pixels in 0..255; pictures have its size.
       pca: ColorPCA of the training set, or None if the source has none.
       mean_at: as in augment.means.
-      views: the most that a test may take of a picture, as in evaluate.predict: 5 where a mirrored one is none of its
+      views: the most that a test may take of a picture, as in errors.predict: 5 where a mirrored one is none of its
         class.
       classes: a sentence on the order of the classes.
       source: what it was converted from.
@@ -60,7 +62,7 @@ class Weights:
 
         Args:
           images: (N, S, S, 3), RGB, pixels in 0..255.
-          views: as in evaluate.predict.
+          views: as in errors.predict.
 
         Returns:
           (N, K) float32.

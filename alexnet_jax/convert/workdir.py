@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import networks
-from alexnet_jax.architectures import with_classes
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import UsageError
 from alexnet_jax.convert.weights import ILSVRC_2012, Weights, check, expected
-from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.errors import UsageError
+from alexnet_jax.network import networks
+from alexnet_jax.network.architectures import with_classes
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.statistics import Statistics
 
 
 def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from alexnet_jax.config import UsageError
-from alexnet_jax.data.pictures import ACCEPTED, PictureError, decode_square
+from alexnet_jax.data.images import ACCEPTED, PictureError, decode_square
 from alexnet_jax.data.sources import Source
+from alexnet_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]
 """image (N, S, S, 3) uint8, label (N,) int32, index (N,) uint32, and in evaluation mask (N,) bool."""

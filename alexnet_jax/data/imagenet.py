@@ -6,9 +6,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as odd
 
-from alexnet_jax.config import UsageError
+from alexnet_jax.data.images import PictureError
 from alexnet_jax.data.labels import synset_of, synsets
-from alexnet_jax.data.pictures import PictureError
+from alexnet_jax.errors import UsageError
 
 NAME = "imagenet2012"
 VERSION = "5.1.0"  # TFDS's, of the same pictures and labels

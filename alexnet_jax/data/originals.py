@@ -18,9 +18,9 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.data import imagenet
 from alexnet_jax.data.labels import synset_of, synsets
+from alexnet_jax.errors import UsageError
 from alexnet_jax.files import write_whole
 
 ACCEPTED = "tfds:NAME, tars:FOLDER (of ImageNet's two) and folder:FOLDER (of SPLIT/CLASS/FILE)"

@@ -9,87 +9,38 @@ command.txt the command that goes on
 """
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import hashlib
-import io
-import itertools
 import json
-import multiprocessing
 import os
 import re
 import shlex
 import shutil
-import signal
-import threading
-import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
-from alexnet_jax import data
-from alexnet_jax.config import UsageError
 from alexnet_jax.data import imagenet
-from alexnet_jax.data.originals import Original, Originals, absolute, list_originals, read
-from alexnet_jax.data.pictures import ACCEPTED, PictureError, decode_square
-from alexnet_jax.data.statistics import Statistics, Sums
+from alexnet_jax.data.images import ACCEPTED
+from alexnet_jax.data.originals import Originals, absolute, list_originals
+from alexnet_jax.data.shards import SAME_COMMAND, Shard, Work, read_note
+from alexnet_jax.data.workers import make_by_many, make_here
+from alexnet_jax.errors import UsageError
 from alexnet_jax.files import sync, write_whole
+from alexnet_jax.training.statistics import Statistics, Sums
 
 ENCODINGS = ("jpeg", "raw")
-JPEG_QUALITY = 95
 # ImageNet's 1,281,167 make 256 shards: far fewer files than a process may hold open.
 _JPEGS_A_SHARD = 5000
 _RAW_BYTES_A_SHARD = 200e6
 _JPEG_TO_RAW = 0.16  # 100 photographs of ImageNet at 256 pixels: 28.6 kB each, a seventh of 197 kB
 _BYTES_A_WORKER = 0.7e9
-# Pictures do not compress, and one is read at a time.
-_OPTIONS = "group_size:1,uncompressed"
-_SAME_COMMAND = "The same command goes on from there."
 _STATISTICS = "statistics.npz"
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What every shard is made with."""
-
-    folder: Path  # NAME_square/SIZE/VERSION.incomplete
-    name: str  # NAME_square
-    image_size: int
-    encoding: str
-    skip: bool  # whether broken pictures are left out
-    kind: str  # of the originals' files
-    as_tfds: bool  # whether the originals are ImageNet's as they were published, not as TFDS stores them
-
-    @property
-    def records(self) -> Path:
-        return self.folder / "records"
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One file of a split, and all that goes into it in order."""
-
-    split: str
-    number: int
-    shards: int  # of the split
-    examples: list[Original]
-    digest: str  # of all that decides its bytes
-
-    def path(self, work: Work) -> Path:
-        name = f"{work.name}-{self.split}.array_record-{self.number:05d}-of-{self.shards:05d}"
-        return work.records / name
-
-    def note(self, work: Work) -> Path:
-        return work.folder / "notes" / f"{self.split}-{self.number:05d}.npz"
 
 
 def prepare(
@@ -148,7 +99,7 @@ def prepare(
                     _prepare(work, originals, workers or _default_workers(), final)
         shutil.rmtree(incomplete, ignore_errors=True)
     except OSError as error:
-        raise UsageError(f"{error.filename or final}: {error.strerror or error}. Mend that. {_SAME_COMMAND}") from error
+        raise UsageError(f"{error.filename or final}: {error.strerror or error}. Mend that. {SAME_COMMAND}") from error
     return final
 
 
@@ -263,13 +214,13 @@ def _prepare(work: Work, originals: Originals, workers: int, final: Path) -> Non
     work.records.mkdir(exist_ok=True)
     (work.folder / "notes").mkdir(exist_ok=True)
     shards = plan(work, originals)
-    todo = [shard for shard in shards if _note(work, shard) is None]
+    todo = [shard for shard in shards if read_note(work, shard) is None]
     _clean(work, [shard for shard in shards if shard not in todo])
     _check_space(work, todo)
     total = sum(len(shard.examples) for shard in shards)
     done = total - sum(len(shard.examples) for shard in todo)
     with tqdm(desc="Preparing", total=total, initial=done, unit=" pictures", mininterval=1, dynamic_ncols=True) as bar:
-        found = _make_here(work, todo, bar) if workers == 1 else _make_by_many(work, todo, workers, bar)
+        found = make_here(work, todo, bar) if workers == 1 else make_by_many(work, todo, workers, bar)
     if found and not work.skip:
         path = work.folder / "broken.txt"
         _write_lines(path, found)
@@ -277,7 +228,7 @@ def _prepare(work: Work, originals: Originals, workers: int, final: Path) -> Non
         raise UsageError(
             f"Pictures that do not decode: {len(found):,}{', such as' if len(found) > 20 else ''}\n  {first}\n"
             f"All are listed in {path}; accepted are {ACCEPTED}. Repair or remove them, or leave them out by "
-            f"--broken=skip. {_SAME_COMMAND}"
+            f"--broken=skip. {SAME_COMMAND}"
         )
     _finish(work, originals, shards, final)
 
@@ -331,172 +282,6 @@ def _check_space(work, todo):
             f"{work.folder} has {free / 1e9:.1f} GB free, and this takes about {needed / 1e9:.1f} GB. Make room, or "
             "give another --data_dir."
         )
-
-
-# One shard
-
-
-def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
-    """Writes one shard and then its note. Returns what is broken; if that is not to be skipped, nothing is written."""
-    note, path = shard.note(work), shard.path(work)
-    note.unlink(missing_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    sums, broken, count, size = Sums(work.image_size), [], 0, 0
-    try:
-        with _writing(path):
-            writer = ArrayRecordWriter(str(partial), _OPTIONS)
-        try:
-            for example in shard.examples:
-                tick()
-                encoded = read(work.kind, example)
-                try:
-                    stored, square = _square(work, example.name, encoded)
-                except PictureError as error:
-                    broken.append(f"{shard.split}/{example.name}: {error}")
-                    continue
-                record = _record(stored, example)
-                with _writing(path):
-                    writer.write(record)
-                count, size = count + 1, size + len(record)
-                if shard.split == "train":
-                    sums.add(square[None])
-        finally:
-            with _writing(path):
-                writer.close()
-        if broken and not work.skip:
-            return broken
-        with _writing(path):
-            sync(partial)
-            partial.rename(path)
-            arrays = {"image": sums.image.astype(np.int32), "square": sums.square} if shard.split == "train" else {}
-            about = {"digest": shard.digest, "count": count, "size": size, "broken": broken}
-            content = io.BytesIO()
-            np.savez(content, about=np.array(json.dumps(about)), **arrays)
-            write_whole(note, content.getvalue())
-    finally:
-        partial.unlink(missing_ok=True)
-    return broken
-
-
-def _square(work, name, encoded):
-    """A picture as it is stored, and its pixels as training will read them."""
-    encoded = imagenet.as_tfds_stores(name, encoded) if work.as_tfds else encoded
-    square = decode_square(encoded, work.image_size, exact=True)
-    if work.encoding == "raw":
-        return square.tobytes(), square
-    stored = tf.io.encode_jpeg(square, quality=JPEG_QUALITY).numpy()
-    return stored, decode_square(stored, work.image_size)
-
-
-def _record(stored, example):
-    """A tf.train.Example as TFDS serializes it, but for the order of its features, which there is left to chance."""
-    feature = tf.train.Feature
-    features = {
-        "image": feature(bytes_list=tf.train.BytesList(value=[stored])),
-        "label": feature(int64_list=tf.train.Int64List(value=[example.label])),
-        "file_name": feature(bytes_list=tf.train.BytesList(value=[example.name.encode()])),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
-
-
-@contextlib.contextmanager
-def _writing(path):
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: array_record's
-        reason = getattr(error, "strerror", None) or str(error).split(";")[0]
-        raise UsageError(f"{path} cannot be written ({reason}). Make room, or mend that. {_SAME_COMMAND}") from error
-
-
-def _note(work, shard):
-    """What make_shard noted of a shard, if it is whole and of the one that is wanted; otherwise None."""
-    try:
-        with np.load(shard.note(work)) as arrays:
-            note = dict(arrays)
-            note |= json.loads(str(note["about"]))
-            if shard.split == "train" and not note.keys() >= {"image", "square"}:
-                return None
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
-        return None
-    right = note["digest"] == shard.digest and (work.skip or not note["broken"])
-    return note if right and shard.path(work).is_file() else None
-
-
-# All shards
-
-
-def _make_here(work, shards, bar):
-    return [line for shard in shards for line in make_shard(work, shard, bar.update)]
-
-
-def _make_by_many(work, shards, workers, bar):
-    context = multiprocessing.get_context("spawn")
-    # A slot for each shard, without a lock, which a worker that is killed could hold for ever.
-    progress, stop = context.RawArray("q", max(len(shards), 1)), context.RawValue("b", 0)
-    already, found, running = bar.n, [], {}  # running: future -> number of its shard
-    todo = iter(enumerate(shards))
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(work, progress, stop))
-    try:
-        while True:
-            with _children_without_interrupts():
-                for index, shard in itertools.islice(todo, 2 * workers - len(running)):
-                    running[pool.submit(_make_in_worker, index, shard)] = index
-            if not running:
-                return found
-            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            bar.update(already + sum(progress) - bar.n)
-            for future in done:
-                found += future.result()
-                del running[future]
-    except BrokenProcessPool as error:
-        at = ((shards[index], progress[index]) for index in running.values())
-        names = ", ".join(f"{shard.split}/{shard.examples[count - 1].name}" for shard, count in at if count)
-        raise UsageError(
-            f"A worker died. If memory was short, give fewer than --workers={workers}. A script that calls this needs "
-            f'`if __name__ == "__main__":`. A picture may crash its decoder; at work were: {names or "none yet"}. '
-            f"{_SAME_COMMAND}"
-        ) from error
-    finally:
-        stop.value = 1
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _children_without_interrupts():
-    """Blocks Ctrl-C in this thread: processes that it starts meanwhile inherit that, and never get one."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_worker = None  # in a worker: what _start got
-
-
-def _start(*arguments):
-    global _worker
-    _worker = arguments
-    parent = multiprocessing.parent_process().sentinel
-    threading.Thread(target=lambda: (multiprocessing.connection.wait([parent]), os._exit(1)), daemon=True).start()
-    jax.config.update("jax_platforms", "cpu")
-    data.hide_accelerators_from_tensorflow()
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
-def _make_in_worker(index, shard):
-    work, progress, stop = _worker
-
-    def tick():
-        if stop.value:
-            raise CancelledError
-        progress[index] += 1
-
-    return make_shard(work, shard, tick)
-
-
-# The end
 
 
 def _finish(work, originals, shards, final):
@@ -557,13 +342,13 @@ def _image_feature(work):
 def _checked_note(work, shard):
     """The note of a shard, which is opened as well."""
     path = shard.path(work)
-    if (note := _note(work, shard)) is None:
-        raise UsageError(f"{path} or {shard.note(work)} changed meanwhile. Check the disk. {_SAME_COMMAND}")
+    if (note := read_note(work, shard)) is None:
+        raise UsageError(f"{path} or {shard.note(work)} changed meanwhile. Check the disk. {SAME_COMMAND}")
     try:
         records = ArrayRecordReader(str(path)).num_records()
     except (RuntimeError, OSError, ValueError) as error:
         records = error
     if records != note["count"]:
         shard.note(work).unlink()
-        raise UsageError(f"{path} has {records} instead of {note['count']} records. Check the disk. {_SAME_COMMAND}")
+        raise UsageError(f"{path} has {records} instead of {note['count']} records. Check the disk. {SAME_COMMAND}")
     return note

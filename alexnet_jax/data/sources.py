@@ -18,9 +18,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.data import imagenet, prepare
 from alexnet_jax.data.digits import Digits
+from alexnet_jax.errors import UsageError
 
 EVAL_SPLITS = ("validation", "val", "test")
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.data.batches import eval_batches
 from alexnet_jax.data.sources import Source
-from alexnet_jax.data.statistics import Statistics, Sums
+from alexnet_jax.errors import UsageError
+from alexnet_jax.training.statistics import Statistics, Sums
 
 
 def survey(source: Source, *, image_size: int, num_classes: int) -> Statistics:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import convert, loop
-from alexnet_jax.config import UsageError
+from alexnet_jax import convert
 from alexnet_jax.doctor import data as data_checks
 from alexnet_jax.doctor import machine, sheet, speed
 from alexnet_jax.doctor.findings import Finding, Findings, ok, problem
-from alexnet_jax.train import check_pretrained
+from alexnet_jax.errors import UsageError
+from alexnet_jax.training import setup
+from alexnet_jax.training.pretrained import check_pretrained
 
 __all__ = ["Finding", "examine"]
 
@@ -56,10 +57,10 @@ def _all(config, workdir, output, duplicates) -> Findings:
         return  # nothing else knows what to look at
     yield ok("config", f"{config.architecture} on {config.dataset}: all fields are accepted")
     placement = yield from machine.devices(config)
-    data = yield from _succeeds("dataset", lambda: loop.open_data(config))
+    data = yield from _succeeds("dataset", lambda: setup.open_data(config))
     recipe = None
     if data and placement:
-        recipe = yield from _succeeds("classes", lambda: loop.recipe_for(config, data, placement))
+        recipe = yield from _succeeds("classes", lambda: setup.recipe_for(config, data, placement))
     yield from machine.disk(config, workdir, recipe)
     if recipe and config.pretrained:
         yield from _pretrained(config.pretrained, recipe)
@@ -72,7 +73,7 @@ def _all(config, workdir, output, duplicates) -> Findings:
     yield from _about_data(config, data, train, evaluation, duplicates)
     if recipe and train.digests:
         statistics = data.statistics or train.sums.statistics()
-        run = loop.Run(config, workdir, recipe, data, statistics, loop.num_steps(config, len(data.train)))
+        run = setup.Run(config, workdir, recipe, data, statistics, setup.num_steps(config, len(data.train)))
         if output is not None:
             yield from sheet.write(run, train, output)
         yield from speed.who_waits(run)

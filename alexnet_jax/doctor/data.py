@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.data import labels
-from alexnet_jax.data.pictures import PictureError, decode_square
+from alexnet_jax.data.images import PictureError, decode_square
 from alexnet_jax.data.sources import Dataset, FolderSource, Source
-from alexnet_jax.data.statistics import Statistics, Sums
 from alexnet_jax.doctor.findings import Findings, ok, problem, some, warning
+from alexnet_jax.errors import UsageError
+from alexnet_jax.training.statistics import Statistics, Sums
 
 SAMPLE, FEW = 20_000, 1_000  # pictures of a split that are looked at; without a search for duplicates
 SECONDS = 30  # for a sample of a split

@@ -13,10 +13,13 @@ import jax
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from alexnet_jax import networks, train
-from alexnet_jax.architectures import towers_of
-from alexnet_jax.config import UsageError
 from alexnet_jax.doctor.findings import Findings, ok, problem, warning
+from alexnet_jax.errors import UsageError
+from alexnet_jax.network import networks
+from alexnet_jax.network.architectures import towers_of
+from alexnet_jax.training import setup
+from alexnet_jax.training.recipe import Recipe
+from alexnet_jax.training.step import init_state
 
 ROOT = Path(__file__).parents[2]  # of the sources; where the package is installed, its metadata says the same
 SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets")
@@ -70,7 +73,7 @@ def _version(package):
 def devices(config):
     """Yields what JAX finds and how the network lies on it; returns the placement, None if there is none."""
     try:
-        placement = train.place(config, batches=("batch_size", "eval_batch_size"))
+        placement = setup.place(config, batches=("batch_size", "eval_batch_size"))
     except (UsageError, RuntimeError) as error:  # RuntimeError: a platform was asked for that JAX cannot start
         yield problem("devices", str(error))
         return None
@@ -95,7 +98,7 @@ def devices(config):
     return placement
 
 
-def disk(config, workdir: Path, recipe: train.Recipe | None) -> Findings:
+def disk(config, workdir: Path, recipe: Recipe | None) -> Findings:
     """Room where the data is, and in the workdir for the checkpoints."""
     folder = _data_folder(config)
     free = shutil.disk_usage(_existing(folder)).free
@@ -121,9 +124,9 @@ def disk(config, workdir: Path, recipe: train.Recipe | None) -> Findings:
         yield ok("disk of the workdir", f"{seen}; {wanted}")
 
 
-def state_bytes(recipe: train.Recipe) -> int:
+def state_bytes(recipe: Recipe) -> int:
     """What a checkpoint holds: parameters, velocity and a few numbers."""
-    state = jax.eval_shape(functools.partial(train.init_state, recipe=recipe))
+    state = jax.eval_shape(functools.partial(init_state, recipe=recipe))
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
 
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.data.batches import permutation
-from alexnet_jax.data.pictures import decode_square
+from alexnet_jax.data.images import decode_square
 from alexnet_jax.doctor.data import Seen
 from alexnet_jax.doctor.findings import Findings, ok
 from alexnet_jax.files import write_whole
-from alexnet_jax.loop import Run
-from alexnet_jax.train import augmented
+from alexnet_jax.training.setup import Run
+from alexnet_jax.training.step import augmented
 
 ROWS, EPOCHS = 8, 6
 SMALLEST = 96  # pixels of a cell: small pictures are enlarged by a whole number

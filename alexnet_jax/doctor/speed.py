@@ -7,10 +7,10 @@ import time
 import jax
 from jax.sharding import PartitionSpec
 
-from alexnet_jax.config import UsageError
 from alexnet_jax.doctor.findings import Finding, Findings, ok, problem, warning
-from alexnet_jax.loop import Run
-from alexnet_jax.train import init_state, train_step
+from alexnet_jax.errors import UsageError
+from alexnet_jax.training.setup import Run
+from alexnet_jax.training.step import init_state, train_step
 
 SECONDS, BATCHES = 6.0, 200  # at most, for each of the three
 WAIT = 0.03  # share of a step that may be spent waiting for pictures

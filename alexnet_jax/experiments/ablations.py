@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import networks
 from alexnet_jax.experiments import runs, tables
 from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
+from alexnet_jax.network import networks
 
 CONFIG = "configs/alexnet.py"
 DEFAULTS = ("--config.report=false",)

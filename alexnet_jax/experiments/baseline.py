@@ -19,13 +19,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from alexnet_jax import ensemble, loop
-from alexnet_jax.config import UsageError
 from alexnet_jax.data import batches
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation import ensemble
 from alexnet_jax.experiments import runs, tables
 from alexnet_jax.experiments.runs import Setting
 from alexnet_jax.files import write_whole, written_whole
-from alexnet_jax.report import pictures
+from alexnet_jax.inspection.report import examples
+from alexnet_jax.training import setup
 
 CONFIG = "configs/imagenette.py"
 DEFAULTS = ()
@@ -83,7 +84,7 @@ def run(setting: Setting) -> str:
     with runs.alone(folder / "seed0") as mine:
         if not mine:
             raise UsageError(f"another process is at {folder}. Wait for it, or give another --workdir.")
-        data = loop.open_data(config)
+        data = setup.open_data(config)
         _check_room(len(data.train), len(data.evaluation), folder)
         found = [_errors(data, config, config.seed + seed, folder / f"seed{seed}") for seed in range(setting.seeds)]
     top1, top5 = (tables.Mean.of([errors[kind] for errors in found]) for kind in ("top1_error", "top5_error"))
@@ -171,7 +172,7 @@ def _save(path, **arrays):
 
 def _pictures(source, config, indices):
     """Yields pictures (n, S, S, 3) uint8 and labels (n,) of some examples, a batch at a time."""
-    part = pictures.Part(source, indices)
+    part = examples.Part(source, indices)
     for batch in batches.eval_batches(part, batch_size=config.eval_batch_size, image_size=config.image_size):
         yield batch["image"][batch["mask"]], batch["label"][batch["mask"]]
 

@@ -6,14 +6,17 @@ what they learned from another, larger data set; and all seven averaged.
 
 from pathlib import Path
 
-from alexnet_jax import convert, ensemble, loop, networks
-from alexnet_jax.architectures import Conv
-from alexnet_jax.config import UsageError
+from alexnet_jax import convert
 from alexnet_jax.data.sources import Dataset
-from alexnet_jax.ensemble import Predictions
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation import ensemble
+from alexnet_jax.evaluation.ensemble import Predictions
+from alexnet_jax.evaluation.trained import Trained
 from alexnet_jax.experiments import runs, tables
 from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
-from alexnet_jax.inference import Trained
+from alexnet_jax.network import networks
+from alexnet_jax.network.architectures import Conv
+from alexnet_jax.training import setup
 
 CONFIG = "configs/alexnet.py"
 DEFAULTS = ("--config.report=false",)
@@ -71,7 +74,7 @@ def write(setting: Setting, done: Outcomes) -> str:
     ended = [trial.name for trial in plan(setting, done) if trial.name in done]
     diverged = [name for name in ended if "diverged" in done[name]]
     networks_ended = [name for name in ended if name not in diverged and not name.startswith("pretrain")]
-    data = loop.open_data(setting.config)
+    data = setup.open_data(setting.config)
     members = [_predictions(setting.folder / name, data, setting.config.views) for name in networks_ended]
     if len(members) < 2:
         return "Fewer than two networks yet.\n"

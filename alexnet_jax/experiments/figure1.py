@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax.config import UsageError
+from alexnet_jax.errors import UsageError
 from alexnet_jax.experiments import runs, tables
 from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
-from alexnet_jax.report import curves, figures
+from alexnet_jax.inspection.report import curves, figures
 
 CONFIG = "configs/cifar10.py"
 DEFAULTS = (

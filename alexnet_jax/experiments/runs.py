@@ -11,9 +11,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import hosts, loop
-from alexnet_jax.config import UsageError
+from alexnet_jax import hosts
+from alexnet_jax.errors import UsageError
 from alexnet_jax.files import write_whole
+from alexnet_jax.training import loop, setup
 
 OUTCOME = "outcome.json"
 OUTCOMES = "outcomes.json"  # of all runs that have ended, beside their table
@@ -161,7 +162,7 @@ def _check(setting, trials):
         config_lib.check(trial.config)
     with alone(setting.folder, wait=True):  # the first process may have to prepare the data
         for trial in {trial.config.dataset: trial for trial in trials}.values():
-            loop.open_data(trial.config)
+            setup.open_data(trial.config)
 
 
 def _write(setting, write):

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from alexnet_jax import convert, networks
-from alexnet_jax.config import UsageError
+from alexnet_jax import convert
+from alexnet_jax.errors import UsageError
 from alexnet_jax.experiments import runs, seeds, tables
 from alexnet_jax.experiments.runs import Outcomes, Setting
-from alexnet_jax.report import kernels
+from alexnet_jax.inspection.report import kernels
+from alexnet_jax.network import networks
 
 CONFIG = "configs/alexnet.py"
 DEFAULTS = ("--config.report=false",)

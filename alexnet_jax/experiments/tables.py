@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_jax.files import write_whole
-from alexnet_jax.report import figures
+from alexnet_jax.inspection.report import figures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""One file of a prepared dataset: what goes into it, its records, and the note that it is done."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from alexnet_jax.data import imagenet
+from alexnet_jax.data.images import PictureError, decode_square
+from alexnet_jax.data.originals import Original, read
+from alexnet_jax.errors import UsageError
+from alexnet_jax.files import sync, write_whole
+from alexnet_jax.training.statistics import Sums
+
+JPEG_QUALITY = 95
+SAME_COMMAND = "The same command goes on from there."
+# JPEGs do not compress further, and one is read at a time.
+_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What every shard is made with."""
+
+    folder: Path  # NAME_square/SIZE/VERSION.incomplete
+    name: str  # NAME_square
+    image_size: int
+    encoding: str
+    skip: bool  # whether broken pictures are left out
+    kind: str  # of the originals' files
+    as_tfds: bool  # whether the originals are ImageNet's as they were published, not as TFDS stores them
+
+    @property
+    def records(self) -> Path:
+        return self.folder / "records"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file of a split, and all that goes into it in order."""
+
+    split: str
+    number: int
+    shards: int  # of the split
+    examples: list[Original]
+    digest: str  # of all that decides its bytes
+
+    def path(self, work: Work) -> Path:
+        name = f"{work.name}-{self.split}.array_record-{self.number:05d}-of-{self.shards:05d}"
+        return work.records / name
+
+    def note(self, work: Work) -> Path:
+        return work.folder / "notes" / f"{self.split}-{self.number:05d}.npz"
+
+
+def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
+    """Writes one shard and then its note. Returns what is broken; if that is not to be skipped, nothing is written."""
+    note, path = shard.note(work), shard.path(work)
+    note.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    sums, broken, count, size = Sums(work.image_size), [], 0, 0
+    try:
+        with _writing(path):
+            writer = ArrayRecordWriter(str(partial), _OPTIONS)
+        try:
+            for example in shard.examples:
+                tick()
+                encoded = read(work.kind, example)
+                try:
+                    stored, square = _square(work, example.name, encoded)
+                except PictureError as error:
+                    broken.append(f"{shard.split}/{example.name}: {error}")
+                    continue
+                record = _record(stored, example)
+                with _writing(path):
+                    writer.write(record)
+                count, size = count + 1, size + len(record)
+                if shard.split == "train":
+                    sums.add(square[None])
+        finally:
+            with _writing(path):
+                writer.close()
+        if broken and not work.skip:
+            return broken
+        with _writing(path):
+            sync(partial)
+            partial.rename(path)
+            arrays = {"image": sums.image.astype(np.int32), "square": sums.square} if shard.split == "train" else {}
+            about = {"digest": shard.digest, "count": count, "size": size, "broken": broken}
+            content = io.BytesIO()
+            np.savez(content, about=np.array(json.dumps(about)), **arrays)
+            write_whole(note, content.getvalue())
+    finally:
+        partial.unlink(missing_ok=True)
+    return broken
+
+
+def _square(work, name, encoded):
+    """A picture as it is stored, and its pixels as training will read them."""
+    encoded = imagenet.as_tfds_stores(name, encoded) if work.as_tfds else encoded
+    square = decode_square(encoded, work.image_size, exact=True)
+    if work.encoding == "raw":
+        return square.tobytes(), square
+    stored = tf.io.encode_jpeg(square, quality=JPEG_QUALITY).numpy()
+    return stored, decode_square(stored, work.image_size)
+
+
+def _record(stored, example):
+    """A tf.train.Example as TFDS serializes it, but for the order of its features, which there is left to chance."""
+    feature = tf.train.Feature
+    features = {
+        "image": feature(bytes_list=tf.train.BytesList(value=[stored])),
+        "label": feature(int64_list=tf.train.Int64List(value=[example.label])),
+        "file_name": feature(bytes_list=tf.train.BytesList(value=[example.name.encode()])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+@contextlib.contextmanager
+def _writing(path):
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: array_record's
+        reason = getattr(error, "strerror", None) or str(error).split(";")[0]
+        raise UsageError(f"{path} cannot be written ({reason}). Make room, or mend that. {SAME_COMMAND}") from error
+
+
+def read_note(work, shard):
+    """What make_shard noted of a shard, if it is whole and of the one that is wanted; otherwise None."""
+    try:
+        with np.load(shard.note(work)) as arrays:
+            note = dict(arrays)
+            note |= json.loads(str(note["about"]))
+            if shard.split == "train" and not note.keys() >= {"image", "square"}:
+                return None
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+        return None
+    right = note["digest"] == shard.digest and (work.skip or not note["broken"])
+    return note if right and shard.path(work).is_file() else None

@@ -1,0 +1,1 @@
+"""Evaluation (paper, section 6): errors, views, ensembles, predictions."""

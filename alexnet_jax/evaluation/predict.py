@@ -1,0 +1,130 @@
+"""Classes of pictures that come as files: found, read, and named."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_jax.convert import Weights
+from alexnet_jax.convert.weights import ILSVRC_2012
+from alexnet_jax.data import labels
+from alexnet_jax.data.any_format import SUFFIXES, read_square
+from alexnet_jax.data.images import PictureError
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation.trained import Trained
+
+STDIN = "-"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network makes of one file: (K,) float32 probabilities; or None, and why it is no picture."""
+
+    name: str
+    probabilities: np.ndarray | None
+    error: str = ""
+
+
+def check_views(weights: Weights, views: int) -> None:
+    """Raises UsageError for more views than the classes allow, as Weights.views has it."""
+    if views > weights.views:
+        raise UsageError(
+            f"--views is {views}; these weights are tested with {weights.views} at most, as a mirrored picture need "
+            f"not be of its class. Give --views={weights.views}."
+        )
+
+
+def find(paths: Sequence[str]) -> list[str]:
+    """The names of pictures, in the order of the paths.
+
+    Args:
+      paths: files, taken as they are; folders, whose pictures are found by their suffixes at any depth and sorted by
+        their paths; "-" for one picture on stdin.
+
+    Raises:
+      UsageError: if there is no such path, a folder has no pictures, or stdin is named twice.
+    """
+    found = []
+    for path in paths:
+        if Path(path).is_dir():
+            inside = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+            if not inside:
+                raise UsageError(f"{path} holds no pictures: no .jpg, .png or the like. Give another folder, or files.")
+            found += map(str, inside)
+        elif path == STDIN or Path(path).exists():
+            found.append(path)
+        else:
+            raise UsageError(f"{path} is not there. Give picture files, folders, or - for a picture on stdin.")
+    if found.count(STDIN) > 1:
+        raise UsageError("- stands for stdin, which has one picture; it was given twice. Give it once.")
+    return found
+
+
+def predictions(trained: Trained, names: Sequence[str], views: int = 1) -> Iterator[Prediction]:
+    """The predictions for files, in their order; those that are no pictures have errors instead.
+
+    Args:
+      trained: the network.
+      names: as find gives them.
+      views: as in errors.predict.
+    """
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(names), trained.batch_size):
+            part = names[start : start + trained.batch_size]
+            read = list(pool.map(lambda name: _read(name, trained.image_size), part))
+            squares = [square for square in read if not isinstance(square, str)]
+            rows = iter(trained.probabilities(np.stack(squares), views) if squares else ())
+            for name, square in zip(part, read, strict=True):
+                yield Prediction(name, None, square) if isinstance(square, str) else Prediction(name, next(rows))
+
+
+def _read(name, size):
+    """The square of a file, or why there is none."""
+    try:
+        return read_square(sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes(), size)
+    except PictureError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+
+
+def best(probabilities: np.ndarray, count: int) -> np.ndarray:
+    """(K,) probabilities -> the `count` most probable classes, best first; the earlier one of two that are equal."""
+    return np.argsort(-probabilities, kind="stable")[:count]
+
+
+def class_names(weights: Weights, path: str | None = None) -> tuple[str, ...]:
+    """The names of the K classes: of a file; else the weights' own, ILSVRC's WordNet ids, or numbers from 0 on.
+
+    Args:
+      weights: of the network.
+      path: a text file, a name a line, in the order of the classes; or None.
+
+    Raises:
+      UsageError: if the file cannot be read, or has another number of names.
+    """
+    count = weights.architecture[-1].units
+    if path is not None:
+        names = text_of(path, "--names").splitlines()
+        if len(names) != count:
+            raise UsageError(
+                f"--names={path} has {len(names)} lines, and the network {count} classes. Give a name a line, in the "
+                f"order of {weights.classes}."
+            )
+        return tuple(names)
+    if weights.class_names is not None:
+        return weights.class_names
+    if weights.classes == ILSVRC_2012:
+        return tuple(labels.synsets())
+    return tuple(map(str, range(count)))
+
+
+def text_of(path: str, flag: str) -> str:
+    """What a text file holds, or UsageError that names the flag which named the file."""
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{flag}={path} cannot be read as text ({error}). Give another file.") from error

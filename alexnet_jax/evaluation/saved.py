@@ -1,0 +1,110 @@
+"""Evaluates what was saved: a checkpoint of a workdir, or a file of weights."""
+
+from pathlib import Path
+
+import jax
+from jax.sharding import PartitionSpec
+
+from alexnet_jax import hosts
+from alexnet_jax.data import sources
+from alexnet_jax.evaluation.errors import Errors, errors_table, views_by_name
+from alexnet_jax.evaluation.evaluate import evaluate
+from alexnet_jax.network import towers
+from alexnet_jax.network.model import AlexNet, param_specs
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.setup import config_of, read_weights, set_up
+from alexnet_jax.training.statistics import Statistics
+
+
+def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -> dict[str, Errors]:
+    """Evaluates a checkpoint of a finished or running run again.
+
+    Args:
+      workdir: folder of the run.
+      which: "last" or "best" checkpoint.
+      data_dir, batch_size: instead of the run's own, or None.
+
+    Returns:
+      Errors by "one_view" and, with more than one, "ten_views".
+
+    Raises:
+      UsageError: if workdir holds no run or no checkpoint, or its data is not there.
+    """
+    workdir = Path(workdir).expanduser()
+    config = hosts.together(lambda: config_of(workdir))
+    if data_dir is not None:
+        config.data_dir = data_dir
+    if batch_size is not None:
+        config.eval_batch_size = batch_size
+    # This machine need not be the one that trained.
+    if len(jax.devices()) % config.mesh.tower:
+        config.mesh.tower = 1
+    config.eval_batch_size += -config.eval_batch_size % len(jax.devices())
+    run = set_up(config, workdir, training=False)
+    with Checkpoints(workdir) as checkpoints:
+        state, _ = run.restore(checkpoints, checkpoints.step_of(which))
+    hosts.say(f"Step {int(state.step)} of {workdir}")
+    return _evaluate_and_say(
+        run.evaluate, state.params, config.views, f"{config.architecture}, {run.data.evaluation.name}"
+    )
+
+
+def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "", batch_size: int = 128):
+    """Evaluates weights of whatever source on a data set, with the preprocessing that they were trained with.
+
+    Args:
+      path: as in convert.read.
+      dataset, data_dir: as in the config.
+      split: as the config's eval_split.
+      batch_size: pictures at a time; rounded up to the devices.
+
+    Returns:
+      Errors by "one_view" and, with more than one, "ten_views".
+
+    Raises:
+      UsageError: if there are no such weights or data, or the data has another number of classes.
+    """
+    hosts.agree({"--dataset": dataset, "--split": split, "--batch_size": batch_size})
+    weights = read_weights(path)
+    size = len(weights.mean_image)
+    data = hosts.in_turn(
+        lambda: sources.open_dataset(dataset, data_dir, image_size=size, train_split=None, eval_split=split)
+    )
+    hosts.agree({"examples to evaluate": len(data.evaluation)})
+    known = weights.architecture[-1].units
+    if data.num_classes not in (None, known):
+        raise hosts.AgreedError(
+            f"dataset {dataset!r} has {data.num_classes} classes, and {path} knows {weights.classes}; accepted is a "
+            "data set with those classes in that order. Give another --dataset."
+        )
+    placement = towers.place(weights.architecture)
+    network = AlexNet(weights.architecture, placement=placement)
+    statistics = jax.device_put(Statistics(weights.mean_image, weights.pca), placement.sharding(PartitionSpec()))
+
+    def evaluate_views(params, *, views, interrupted):
+        return evaluate(
+            params,
+            data.evaluation,
+            statistics,
+            network=network,
+            batch_size=batch_size + -batch_size % len(jax.devices()),
+            views=views,
+            mean_at=weights.mean_at,
+            interrupted=interrupted,
+        )
+
+    hosts.say(f"Weights: {weights.source}; {weights.classes}")
+    params = jax.tree.map(placement.put_whole, weights.params, param_specs(network))
+    return _evaluate_and_say(evaluate_views, params, weights.views, data.evaluation.name)
+
+
+def _evaluate_and_say(evaluate_views, params, views, title):
+    """Errors from one view and from many, printed as a table."""
+    with hosts.Sigterm() as sigterm:
+        errors = {
+            name: evaluate_views(params, views=n, interrupted=sigterm.check) for name, n in views_by_name(views).items()
+        }
+    if sigterm.came:
+        raise hosts.AgreedError("stopped before the evaluation was done. Start it again.")
+    hosts.say(errors_table(title, errors))
+    return errors

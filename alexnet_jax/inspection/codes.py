@@ -1,0 +1,268 @@
+"""Short binary codes by an auto-encoder, and the pictures whose codes differ least (paper, section 6.1).
+
+The paper proposes it and gives no numbers; the form is that of Krizhevsky and Hinton, Using Very Deep Autoencoders for
+Content-Based Image Retrieval (2011), with one hidden layer on either side, as the features are the work of a deep
+network already.
+"""
+
+import dataclasses
+import functools
+import io
+import time
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax import lax
+from jax.tree_util import Partial
+from tqdm import tqdm
+
+from alexnet_jax import files
+from alexnet_jax.errors import UsageError
+from alexnet_jax.inspection import retrieve
+from alexnet_jax.inspection.features import Index
+
+HIDDEN = 512
+STEPS, BATCH, RATE = 3000, 256, 1e-3  # of Adam, its rate falling to 0 by a cosine
+SHORTLIST = 100  # pictures of the nearest codes, among which the nearest features are looked for
+
+_BLOCK = 2**14  # codes that the devices get at a time
+_SAMPLE = 2**12  # features that tell their mean and scale
+_ENCODER = ("mean", "scale", "hidden_kernel", "hidden_bias", "code_kernel", "code_bias")
+
+
+class AutoEncoder(nn.Module):
+    """Features -> hidden layer -> bits -> hidden layer -> features; the bits are signs of tanh units.
+
+    Their gradient is that of tanh, as if nothing had been rounded.
+
+    Attributes:
+      width: of the features.
+      bits: of a code.
+    """
+
+    width: int
+    bits: int
+
+    def setup(self):
+        self.hidden, self.code = nn.Dense(HIDDEN), nn.Dense(self.bits)
+        self.back, self.out = nn.Dense(HIDDEN), nn.Dense(self.width)
+
+    def __call__(self, features):
+        soft = jnp.tanh(self.code(nn.relu(self.hidden(features))))  # (N, bits)
+        hard = soft + lax.stop_gradient(jnp.sign(soft) - soft)
+        return self.out(nn.relu(self.back(hard)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """The half of the auto-encoder that makes codes.
+
+    Attributes:
+      arrays: by the names in _ENCODER, float32; features are taken less mean (D,), divided by scale (a number).
+    """
+
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return len(self.arrays["code_bias"])
+
+    def encode(self, vectors: np.ndarray) -> np.ndarray:
+        """(N, D) features, anything that NumPy slices -> (N, bits / 8) uint8, the first bit the highest."""
+        parts = [vectors[start : start + retrieve.BLOCK] for start in range(0, len(vectors), retrieve.BLOCK)]
+        return np.concatenate([np.packbits(np.asarray(_bits(self.arrays, part)), axis=1) for part in parts])
+
+
+def train(vectors: np.ndarray, chosen: np.ndarray, bits: int, seed: int = 0, steps: int = STEPS) -> Encoder:
+    """Trains the auto-encoder; the same arguments give the same encoder.
+
+    Args:
+      vectors: (N, D) float32 or bfloat16, anything that NumPy slices: a batch at a time is read.
+      chosen: indices of those to learn from.
+      bits: of a code, a multiple of 32.
+      seed: of the first weights and of the batches.
+      steps: of Adam.
+
+    Raises:
+      UsageError: if bits is no such number.
+    """
+    check_bits(bits)
+    rng = np.random.default_rng(seed)
+    sample = _rows(vectors, rng.choice(chosen, min(_SAMPLE, len(chosen)), replace=False))
+    mean = sample.mean(0)
+    scale = np.float32(sample.std(0).mean() or 1)
+    network = AutoEncoder(sample.shape[1], bits)
+    params = network.init(jax.random.key(seed), sample[:1])["params"]
+    state = params, _adam(steps).init(params)
+    for _ in tqdm(range(steps), desc="Training the auto-encoder", unit=" steps", mininterval=1):
+        batch = _rows(vectors, rng.choice(chosen, min(BATCH, len(chosen)), replace=False))
+        state = _step(state, (batch - mean) / scale, network=network, steps=steps)
+    layers = jax.device_get(state[0])
+    names = [(layer, part) for layer in ("hidden", "code") for part in ("kernel", "bias")]
+    return Encoder({"mean": mean, "scale": scale} | {f"{layer}_{part}": layers[layer][part] for layer, part in names})
+
+
+def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k codes that differ from each query in the fewest bits, ties by the lower index.
+
+    Args:
+      queries: (Q, bits / 8) uint8.
+      codes: (N, bits / 8) uint8.
+      k: how many; N if there are no more.
+
+    Returns:
+      Numbers of bits (Q, k) int32, the least first, and indices (Q, k) int32.
+    """
+    queries, codes = (np.ascontiguousarray(rows).view(np.uint32) for rows in (queries, codes))
+    distances, indices = retrieve.least(_HAMMING, queries, codes, min(k, len(codes)), _BLOCK)
+    return distances.astype(np.int32), indices
+
+
+def hamming(queries, codes):
+    """In how many bits codes differ: (Q, W) and (B, W) uint32 -> (Q, B) float32, which holds such numbers exactly."""
+    # Word by word, so that the sum runs over whole rows of the result.
+    words = zip(queries.T, codes.T, strict=True)
+    return sum(lax.population_count(q[:, None] ^ c) for q, c in words).astype(jnp.float32)
+
+
+_HAMMING = Partial(hamming)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """How codes do beside exact search.
+
+    Attributes:
+      queries: how many pictures were looked for.
+      recall: the share of their 10 nearest neighbours that are among the SHORTLIST pictures of the nearest codes.
+      by_codes: queries/s of both searches one after the other: codes, then features of the shortlist.
+      exact: queries/s of the search among all features.
+    """
+
+    queries: int
+    recall: float
+    by_codes: float
+    exact: float
+
+
+def make(vectors: np.ndarray, bits: int, seed: int = 0, steps: int = STEPS) -> tuple[Encoder, np.ndarray, Measured]:
+    """Codes for all vectors by an encoder that learns from nine in ten, and how it does on up to 1,000 of the others.
+
+    Args: as in train.
+
+    Returns:
+      The encoder, codes (N, bits / 8) uint8, and what was measured.
+
+    Raises:
+      UsageError: if bits is no multiple of 32, or the vectors are too few.
+    """
+    if len(vectors) < 2 * SHORTLIST:
+        raise UsageError(
+            f"there are {len(vectors)} features; accepted are {2 * SHORTLIST} or more. Give more pictures."
+        )
+    order = np.random.default_rng(seed).permutation(len(vectors))
+    others, chosen = np.split(order, [len(order) // 10])
+    encoder = train(vectors, chosen, bits, seed, steps)
+    codes = encoder.encode(vectors)
+    return encoder, codes, _measure(encoder, codes, vectors, np.sort(others[:1000]))
+
+
+def _measure(encoder, codes, vectors, own):
+    queries = _rows(vectors, own)
+
+    def by_codes():
+        shortlist = _without(own, nearest(encoder.encode(queries), codes, SHORTLIST + 1)[1])
+        retrieve.among(queries, vectors, shortlist, 10)
+        return shortlist
+
+    def exact():
+        return _without(own, retrieve.nearest(queries, vectors, 11)[1])
+
+    (shortlist, seconds), (wanted, exact_seconds) = _timed(by_codes), _timed(exact)
+    return Measured(len(own), recall(shortlist, wanted), len(own) / seconds, len(own) / exact_seconds)
+
+
+def _timed(search):
+    search()  # compiles
+    began = time.perf_counter()
+    return search(), time.perf_counter() - began
+
+
+def _without(own, found):
+    """Each query's neighbours without itself: all but the last of those left."""
+    return np.stack([row[row != i][: len(row) - 1] for i, row in zip(own, found, strict=True)])
+
+
+def recall(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The share of the wanted that were found, over all queries: (Q, F) and (Q, k) indices."""
+    return float(np.mean([np.isin(row, among).mean() for row, among in zip(wanted, found, strict=True)]))
+
+
+def write(path: Path, codes: np.ndarray, encoder: Encoder, index: Index) -> None:
+    """Writes the codes of an index's pictures with their encoder as an .npz file, whole or not at all."""
+    file = io.BytesIO()
+    np.savez(file, codes=codes, index=np.array(index.fingerprint), **encoder.arrays)
+    files.write_whole(path, file.getvalue())
+
+
+def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
+    """The codes (N, bits / 8) uint8 of an index's pictures, and their encoder.
+
+    Raises:
+      UsageError: if there is no such file, it is another or a part of one, or its codes are those of other features.
+    """
+    path = Path(path).expanduser()
+    how = f"`python -m alexnet_jax codes --index={index.path} --output={path}`"
+    if not path.is_file():
+        raise UsageError(f"{path} is no file. Make it by {how}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored = {
+                name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+                for name in ("codes", "index", *_ENCODER)
+            }
+    except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"{path} is no file of codes ({error}): it is another, or a part of one. Make it anew by {how}."
+        ) from error
+    if stored.pop("index").item() != index.fingerprint:
+        raise UsageError(f"{path} holds the codes of other features than {index.path}. Make them by {how}.")
+    return stored.pop("codes"), Encoder(stored)
+
+
+def check_bits(bits: int) -> None:
+    """Raises UsageError unless a code of so many bits fills whole words."""
+    if bits < 32 or bits % 32:
+        raise UsageError(f"bits is {bits}; accepted are multiples of 32, such as 128. Give one of them.")
+
+
+def _rows(vectors, indices):
+    return vectors[np.sort(indices)].astype(np.float32)  # in the order of the file
+
+
+def _adam(steps):
+    return optax.adam(optax.cosine_decay_schedule(RATE, steps))
+
+
+@functools.partial(jax.jit, static_argnames=("network", "steps"), donate_argnums=0)
+def _step(state, batch, *, network, steps):
+    params, moments = state
+
+    def loss(params):
+        return jnp.square(network.apply({"params": params}, batch) - batch).mean()
+
+    updates, moments = _adam(steps).update(jax.grad(loss)(params), moments)
+    return optax.apply_updates(params, updates), moments
+
+
+@jax.jit
+def _bits(arrays, vectors):
+    hidden = (vectors.astype(jnp.float32) - arrays["mean"]) / arrays["scale"] @ arrays["hidden_kernel"]
+    hidden = nn.relu(hidden + arrays["hidden_bias"])
+    return hidden @ arrays["code_kernel"] + arrays["code_bias"] > 0  # (N, bits)

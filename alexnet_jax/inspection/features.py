@@ -1,0 +1,192 @@
+"""What a layer makes of every picture of a split (paper, section 6.1): an .npz file larger than memory if need be."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from alexnet_jax import files
+from alexnet_jax.convert import Weights
+from alexnet_jax.data.sources import Source
+from alexnet_jax.errors import UsageError
+from alexnet_jax.evaluation.trained import Trained, check_layer
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
+
+_STORED = {"float32": "<f4", "bfloat16": "<u2"}  # .npy files know no bfloat16: its bits
+_TOLD = ("layer", "dtype", "digest", "network", "split", "class_names")
+# An extra field of the zip's that does nothing but let the numbers begin at a multiple of 64 bytes: with no such
+# luck a CPU would copy every block of them before it computes.
+_ALIGNING = struct.pack("<HHH60x", 0xD935, 62, 64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+    """The features of a split, as they lie in a file.
+
+    Attributes:
+      path: the file.
+      vectors: (N, D) float32 or bfloat16, memory-mapped.
+      labels: (N,) int32.
+      where: (N,) bytes, UTF-8: what a person needs to find each picture, its path or key.
+      layer: whose output they are.
+      dtype: "float32" or "bfloat16".
+      digest: of the weights, as Weights.digest.
+      network: what the weights were converted from, as Weights.source.
+      split: what the pictures are, e.g. "digits, split train".
+      class_names: of the K classes, or None.
+    """
+
+    path: Path
+    vectors: np.ndarray
+    labels: np.ndarray
+    where: np.ndarray
+    layer: str
+    dtype: str
+    digest: str
+    network: str
+    split: str
+    class_names: tuple[str, ...] | None
+
+    def __len__(self):
+        return len(self.labels)
+
+    def class_of(self, i: int) -> str:
+        """The name of a picture's class, or its number where names are not known."""
+        label = int(self.labels[i])
+        return self.class_names[label] if self.class_names else f"class {label}"
+
+    def place_of(self, i: int) -> str:
+        """Where a picture is."""
+        return self.where[i].decode()
+
+    @property
+    def fingerprint(self) -> str:
+        """A short text that is the same for the features of the same pictures by the same network."""
+        digest = hashlib.sha256(json.dumps([getattr(self, name) for name in _TOLD]).encode())
+        digest.update(self.labels.tobytes() + b"\n".join(self.where))
+        return digest.hexdigest()
+
+    def check_network(self, weights: Weights) -> None:
+        """Raises UsageError unless the features are those of these weights."""
+        if self.digest != weights.digest:
+            raise UsageError(
+                f"{self.path} holds features of another network ({self.network}) than the one that is given "
+                f"({weights.source}), and they cannot be compared. Give that one, or make the features anew."
+            )
+
+
+def write(path: Path, trained: Trained, source: Source, layer: str, class_names=None, dtype: str = "float32") -> None:
+    """Writes the features of a split, whole or not at all; they stream through memory, a batch at a time.
+
+    Any program that reads .npz files reads it: features (N, D) float32, or uint16 with the bits of bfloat16; labels
+    (N,) int32; where (N,) bytes; and about, a JSON object with the rest of Index's attributes.
+
+    Args:
+      path: the .npz file.
+      trained: the network.
+      source: the split (data/sources.py).
+      layer: any of the network's, such as last_hidden.
+      class_names: of the source's K classes, or None.
+      dtype: "float32", or "bfloat16", which rounds to 8 bits and halves the file.
+
+    Raises:
+      UsageError: if there is no such layer, or one of its numbers is not finite.
+    """
+    check_layer(trained.weights.architecture, layer)
+    side = trained.image_size
+    width = trained.features(np.zeros((1, side, side, 3), np.uint8), layer).shape[1]
+    header = {"descr": _STORED[dtype], "fortran_order": False, "shape": (len(source), width)}
+    about = {
+        "layer": layer,
+        "dtype": dtype,
+        "digest": trained.weights.digest,
+        "network": trained.weights.source,
+        "split": source.name,
+        "class_names": class_names and list(class_names),
+    }
+    labels, where = [], []
+    with files.written_whole(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        with archive.open(_member("features", _ALIGNING), "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            for rows, row_labels in _progress(trained, source, layer):
+                first = len(where)
+                where += [source.describe(i).encode() for i in range(first, first + len(rows))]
+                labels.append(row_labels)
+                if not np.isfinite(rows).all():
+                    raise UsageError(
+                        f"{layer} makes numbers that are not finite of {where[-len(rows)].decode()} or one of the "
+                        f"{len(rows) - 1} after it: the network's weights are damaged. Take another checkpoint."
+                    )
+                member.write(rows.astype(DTYPES[dtype]).tobytes())
+        rest = {"labels": np.concatenate(labels), "where": np.array(where), "about": np.array(json.dumps(about))}
+        for name, array in rest.items():
+            with archive.open(_member(name), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array)
+
+
+def read(path: str | Path) -> Index:
+    """Opens what write wrote.
+
+    Raises:
+      UsageError: if there is no such file, or it is another or a part of one.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UsageError(f"{path} is no file. Make it by `python -m alexnet_jax features --output={path}`.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            rest = {}
+            for name in ("labels", "where", "about"):
+                with archive.open(f"{name}.npy") as member:
+                    rest[name] = np.lib.format.read_array(member, allow_pickle=False)
+            about = json.loads(rest.pop("about").item())
+            stored = _map(path, archive).view(DTYPES[about["dtype"]])
+            names = about.pop("class_names")
+            index = Index(path, stored, **rest, **about, class_names=names and tuple(names))
+    except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path} is no file of features ({error}): it is another, or a part of one. Make it anew by "
+            f"`python -m alexnet_jax features --output={path}`."
+        ) from error
+    if not len(index.vectors) == len(index.labels) == len(index.where):
+        raise UsageError(f"{path} has {len(index.vectors)} features and {len(index.labels)} labels. Make it anew.")
+    return index
+
+
+def _map(path, archive):
+    """The array of features as it lies in the file, which NumPy maps only outside of a zip."""
+    info = archive.getinfo("features.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("its features are compressed")
+    with archive.open(info) as member:
+        np.lib.format.read_magic(member)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        header = member.tell()
+    if header + math.prod(shape) * dtype.itemsize != info.file_size:
+        raise ValueError("its features are not all there")
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)  # of the zip's own header for the member: 30 bytes, name and extra field
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+    return np.memmap(path, dtype, "r", start + header, shape)
+
+
+def _member(name, extra=b""):
+    info = zipfile.ZipInfo(f"{name}.npy")  # of 1980, so that the same features are the same bytes
+    info.extra = extra
+    return info
+
+
+def _progress(trained, source, layer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    with tqdm(total=len(source), desc=f"Reading {source.name}", unit=" images", mininterval=1) as bar:
+        for rows, labels in trained.over(source, lambda images: trained.features(images, layer)):
+            yield rows, labels
+            bar.update(len(rows))

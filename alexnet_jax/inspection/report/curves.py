@@ -1,0 +1,105 @@
+"""Curves of loss, error and rate over a run, from its metrics.jsonl."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from alexnet_jax.inspection.report import figures
+from alexnet_jax.inspection.report.figures import Chart
+
+COLUMNS = ("train_loss", "eval_loss", "train_error", "eval_top1_error", "eval_top5_error", "learning_rate")
+SIZE = (5.2, 3.3)  # inches; letters can still be read on a phone
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """The charts, and the epochs at which the rate had dropped."""
+
+    charts: list[Chart]
+    drops: list[float]
+
+
+def make(metrics: Path, steps_per_epoch: float, folder: Path) -> Curves | None:
+    """Draws the curves, also as loss.png, error.png, rate.png and curves.csv; None if the run has not written any."""
+    lines = read(metrics)
+    if not lines:
+        return None
+    rows = [[line["step"], line["step"] / steps_per_epoch, *(line.get(c, "") for c in COLUMNS)] for line in lines]
+    figures.write_csv(folder / "curves.csv", ["step", "epoch", *COLUMNS], rows)
+    drops = [step / steps_per_epoch for step in drops_of(lines)]
+
+    def curve(name):
+        points = [(line["step"] / steps_per_epoch, line[name]) for line in lines if name in line]
+        return tuple(zip(*points, strict=True)) or ((), ())
+
+    curves = {name: curve(name) for name in COLUMNS}
+    charts = [_loss(curves, drops, folder), _error(curves, drops, folder), _rate(curves, drops, folder)]
+    return Curves(charts, drops)
+
+
+def read(metrics: Path) -> list[dict]:
+    """The lines of metrics.jsonl, but for one that is still being written."""
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def drops_of(lines: list[dict]) -> list[int]:
+    """The steps after which the rate was lower: those of the evaluation that lowered it, where there was one."""
+    drops, before, evaluated = [], None, 0
+    for line in lines:
+        if "eval_top1_error" in line:
+            evaluated = line["step"]
+        if "learning_rate" in line:
+            if before and line["learning_rate"] < 0.99 * before["learning_rate"]:
+                drops.append(max(evaluated, before["step"]))
+            before = line
+    return drops
+
+
+def _loss(curves, drops, folder):
+    def draw(figure):
+        axis = _axis(figure, "loss (nats)", drops)
+        axis.plot(*curves["train_loss"], color="C1", lw=1, label="training")
+        axis.plot(*curves["eval_loss"], color="C0", marker="o", ms=4, label="validation")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+
+    return figures.chart(draw, SIZE, "Loss in nats over the epochs, training and validation.", folder / "loss.png")
+
+
+def _error(curves, drops, folder):
+    def draw(figure):
+        axis = _axis(figure, "error (%)", drops)
+        axis.plot(*curves["train_error"], color="C2", lw=0.8, label="training, as it goes")
+        axis.plot(*curves["eval_top1_error"], color="C0", marker="o", ms=4, label="validation, top-1")
+        axis.plot(*curves["eval_top5_error"], color="C0", marker="s", ms=4, ls="--", label="validation, top-5")
+        axis.set_ylim(0, 100)
+        axis.legend()
+
+    alt = "Errors in % over the epochs: in training, and top-1 and top-5 in validation."
+    return figures.chart(draw, SIZE, alt, folder / "error.png")
+
+
+def _rate(curves, drops, folder):
+    epochs, rates = curves["learning_rate"]
+    above = [rate for rate in rates if rate > 0] or [1.0]
+
+    def draw(figure):
+        axis = _axis(figure, "learning rate (log scale)", drops)
+        axis.plot(epochs, [rate or math.nan for rate in rates], color="C0", drawstyle="steps-pre")
+        axis.set_yscale("log")
+        axis.set_ylim(10 ** math.floor(math.log10(min(above)) - 0.1), 10 ** math.ceil(math.log10(max(above)) + 0.1))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_minor_formatter(lambda *_: "")
+
+    return figures.chart(draw, SIZE, "Learning rate over the epochs, on a log scale.", folder / "rate.png")
+
+
+def _axis(figure, label, drops):
+    axis = figure.subplots()
+    axis.set(xlabel="epoch", ylabel=label)
+    axis.grid(axis="y")
+    for k, epoch in enumerate(drops):
+        axis.axvline(epoch, color="C2", ls=":", lw=1.2, label="" if k else "rate dropped")
+    return axis

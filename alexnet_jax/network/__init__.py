@@ -1,0 +1,1 @@
+"""The network (paper, section 3): its layers, its towers, its sizes."""

@@ -1,0 +1,211 @@
+"""The network (paper, section 3): one Flax module that interprets an architecture.
+
+Towers are the first axis of every parameter: kernels have shape (T, h, w, C, O/T),
+dense weights (T, I, O/T), biases (T, O/T). Activations are a list, one array a tower.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from alexnet_jax.network import architectures, layers, towers
+from alexnet_jax.network.architectures import (
+    LRN,
+    RBF,
+    WEIGHTED,
+    AveragePool,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    Input,
+    MaxPool,
+    ReLU,
+    SameMapLRN,
+    Subsample,
+    Tanh,
+)
+
+
+class AlexNet(nn.Module):
+    """A network of layers: `AlexNet(PAPER).init(key, images)`, `.apply(variables, images)`.
+
+    Attributes:
+      architecture: tuple of layers, as in architectures.py.
+      dtype: type of the activations; parameters and logits are float32.
+      placement: how weights and pictures are spread over devices, for calls under towers.spread.
+    """
+
+    architecture: architectures.Architecture
+    dtype: jnp.dtype = jnp.float32
+    placement: towers.Placement = towers.ONE_DEVICE
+
+    @nn.compact
+    def __call__(self, images, *, train=False, index=None):
+        """Computes the logits of a batch.
+
+        Args:
+          images: (N, H, W, channels), H = W = the architecture's input size; pixels in 0..255, float with the mean
+            subtracted (uint8 is accepted and taken as it is). A network of one channel also takes three. Under
+            towers.spread these are the device's own pictures, and so are the logits.
+          train: whether units drop out; needs `rngs={"dropout": key}`.
+          index: (N,) integers that name the examples: a mask is drawn from (key, layer,
+            index, tower), so that it does not depend on the number of devices. Default: 0..N-1,
+            which under towers.spread would give all devices the same masks.
+
+        Returns:
+          (N, K) float32 logits. Each layer's output, joined over this device's towers, is sown
+          into the collection "intermediates" as NAME_output (Linen keeps NAME for the parameters).
+
+        Raises:
+          ValueError: if the architecture is none (architectures.check) or the images do not have its size.
+        """
+        architectures.check(self.architecture)
+        place, count = self.placement, architectures.towers_of(self.architecture)
+        index = jnp.arange(images.shape[0]) if index is None else index
+
+        hs = []  # one array a tower on this device
+        split = False  # whether hs are all pictures at this device's neurons (one weird trick)
+        for name, layer in zip(architectures.layer_names(self.architecture), self.architecture, strict=True):
+            match layer:
+                case Input():
+                    hs = [_picture(images, layer).astype(self.dtype)] * (count // place.copies)  # each tower sees it
+                    continue
+                case Conv() | Dense():
+                    local, outputs = place.local_shape(layer, count)
+                    before, split = split, place.splits(layer, count)
+                    if layer.sees == "all" or before:
+                        with jax.named_scope(f"into_{name}"):
+                            joined = place.join(hs, before, split)
+                        hs = [joined] * local if layer.sees == "all" else jnp.split(joined, local, -1)
+                    hs = _Weights(layer, local, outputs, self.dtype, name=name)(hs)
+                case Subsample():
+                    hs = _Subsample(layer, self.dtype, name=name)(hs)
+                case LRN(sees="all"):
+                    with jax.named_scope(f"into_{name}"):
+                        joined = place.join(hs, False, False)
+                    hs = place.own(_within_a_tower(layer, joined), len(hs))
+                case Dropout() if train:
+                    key = self.make_rng("dropout")
+                    tower, *neurons = place.neurons(hs, split)
+                    with jax.named_scope(name):
+                        examples = towers.gather_rows(index) if split else index
+                        hs = [_drop(key, examples, tower + t, neurons, h, layer) for t, h in enumerate(hs)]
+                case RBF():
+                    hs, split = [_minus_distances(place.join(hs, split, False), layer)], False
+                case _:
+                    with jax.named_scope(name):
+                        hs = [_within_a_tower(layer, h) for h in hs]
+            self.sow("intermediates", f"{name}_output", towers.concatenate(hs))
+        with jax.named_scope("into_logits"):
+            logits = place.join(hs, split, False)
+        # The last layer of an odd number of classes was rounded up to the towers.
+        return logits[:, : self.architecture[-1].units].astype(jnp.float32)
+
+
+def param_specs(network: AlexNet) -> dict[str, dict[str, jax.sharding.PartitionSpec]]:
+    """How each parameter of a network is spread by its placement."""
+    layers_by_name = zip(architectures.layer_names(network.architecture), network.architecture, strict=True)
+    count = architectures.towers_of(network.architecture)
+    return {
+        name: network.placement.specs(layer, count) for name, layer in layers_by_name if isinstance(layer, WEIGHTED)
+    }
+
+
+class _Weights(nn.Module):
+    """A Conv or Dense layer of the towers on this device."""
+
+    layer: Conv | Dense
+    local: int
+    outputs: int  # of one tower
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hs):
+        layer, inputs = self.layer, hs[0].shape[-1]
+        window = (layer.size, layer.size) if isinstance(layer, Conv) else ()
+        shape = (self.local, *window, inputs, self.outputs)
+        if tabled := isinstance(layer, Conv) and layer.table is not None:
+            seen = [(i, o) for o, entry in enumerate(layer.table) for i in entry]
+            shape = (self.local, *window, len(seen))  # a kernel for each connection that there is
+        kernel = self.param("kernel", nn.initializers.normal(layer.std), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.constant(layer.bias), (self.local, self.outputs)).astype(self.dtype)
+        if tabled:
+            whole = jnp.zeros((self.local, *window, inputs, self.outputs), self.dtype)
+            kernel = whole.at[..., *jnp.array(seen).T].set(kernel)
+        if isinstance(layer, Dense):
+            # All towers in one product: the kernel of each by itself would be a copy.
+            return list(jnp.stack(hs) @ kernel + bias[:, None])  # (N, units/T)
+        convolve = functools.partial(layers.convolution, stride=layer.stride, padding=layer.padding)
+        return [convolve(h, kernel[t]) + bias[t] for t, h in enumerate(hs)]  # (N, H', W', maps/T)
+
+
+class _Subsample(nn.Module):
+    """A Subsample layer of the towers on this device."""
+
+    layer: Subsample
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hs):
+        shape = (len(hs), hs[0].shape[-1])  # a weight and a bias a map
+        kernel = self.param("kernel", nn.initializers.ones, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
+        size = self.layer.size
+        return [kernel[t] * layers.average_pool(h, size, size) + bias[t] for t, h in enumerate(hs)]
+
+
+def _picture(images, layer):
+    """The images as the first layer sees them: its number of channels, its scale."""
+    accepted = (layer.size, layer.size, layer.channels)
+    if layer.channels == 1 and images.shape[1:] == (layer.size, layer.size, 3):
+        images = images.mean(-1, keepdims=True)
+    if images.shape[1:] != accepted:
+        raise ValueError(
+            f"images have shape {images.shape}; this network takes (N, {', '.join(map(str, accepted))})"
+            + (" or three channels, of which it sees the mean." if layer.channels == 1 else ".")
+        )
+    return images if layer.scale == 1 else images * jnp.asarray(layer.scale)
+
+
+def _within_a_tower(layer, h):
+    """What a layer without weights makes of the maps or neurons of one tower, at test time."""
+    match layer:
+        case ReLU():
+            return layers.relu(h)
+        case Tanh(amplitude, slope):
+            return amplitude * jnp.tanh(slope * h)
+        case LRN(n, k, alpha, beta, average):
+            return layers.local_response_norm(h, n, k, alpha, beta, average=average)
+        case SameMapLRN(n, k, alpha, beta):
+            return layers.same_map_response_norm(h, n, k, alpha, beta)
+        case MaxPool(size, stride, round_up):
+            return layers.max_pool(h, size, stride, round_up=round_up)
+        case AveragePool(size, stride, round_up):
+            return layers.average_pool(h, size, stride, round_up=round_up)
+        case Flatten():
+            return h.reshape(h.shape[0], -1)  # (N, H W C)
+        case Dropout(rate, rescale):
+            return h if rescale else h * (1 - rate)
+
+
+def _minus_distances(h, layer):
+    """(N, I) -> (N, K): minus the squared distances to the codes."""
+    codes = jnp.array([[1 if pixel == "#" else -1 for pixel in code] for code in layer.codes], h.dtype)  # (K, I)
+    return -jnp.square(h[:, None] - codes).sum(-1)
+
+
+def _drop(key, index, tower, neurons, h, layer):
+    """Drops units of h, one mask for each (example, tower), of which a device may need a part."""
+    first, width = neurons
+
+    def mask(i):
+        key_of_tower = jax.random.fold_in(jax.random.fold_in(key, i), tower)
+        drawn = jax.random.bernoulli(key_of_tower, 1 - layer.rate, (*h.shape[1:-1], width))
+        return lax.dynamic_slice_in_dim(drawn, first, h.shape[-1], axis=-1)
+
+    kept = jnp.where(jax.vmap(mask)(index), h, 0)
+    return kept / (1 - layer.rate) if layer.rescale else kept

@@ -1,0 +1,352 @@
+"""The named networks: the paper's (section 3), and those that stand beside it. Each is a tuple of layers.
+
+docs/fidelity.md says where they differ, and what holds each difference.
+"""
+
+import dataclasses
+import functools
+
+from alexnet_jax.network.architectures import (
+    LRN,
+    Architecture,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    Input,
+    MaxPool,
+    ReLU,
+    SameMapLRN,
+    Tanh,
+    check,
+    replace,
+    without,
+)
+from alexnet_jax.network.small_networks import CIFAR_FOUR_LAYER, LENET5, QUICKSTART
+
+PAPER: Architecture = (
+    Input(224, towers=2),
+    Conv(96, 11, stride=4, padding=(0, 3)),
+    ReLU(),
+    LRN(),
+    MaxPool(3, 2),
+    Conv(256, 5, padding=2, bias=1.0),
+    ReLU(),
+    LRN(),
+    MaxPool(3, 2),
+    Conv(384, 3, padding=1, sees="all"),
+    ReLU(),
+    Conv(384, 3, padding=1, bias=1.0),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=1.0),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(1000),
+)
+"""Krizhevsky, Sutskever and Hinton (2012), as written there."""
+
+SOURCE_2012: Architecture = (
+    Input(224, towers=2),
+    Conv(96, 11, stride=4, padding=(0, 3)),
+    LRN(average=True),
+    MaxPool(3, 2),
+    ReLU(),
+    Conv(256, 5, padding=2, bias=1.0),
+    ReLU(),
+    LRN(average=True),
+    SameMapLRN(),
+    MaxPool(3, 2),
+    Conv(384, 3, padding=1, sees="all", std=0.03),
+    ReLU(),
+    Conv(384, 3, padding=1, bias=1.0, std=0.03),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=1.0, std=0.03),
+    MaxPool(3, 2),
+    ReLU(),
+    Flatten(),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(1000),
+)
+"""The authors' own program for the run that the paper reports (its layers-145.cfg)."""
+
+SLIDES: Architecture = (
+    Input(227),
+    Conv(96, 11, stride=4),
+    ReLU(),
+    LRN(average=True),
+    MaxPool(3, 2),
+    Conv(256, 5, padding=2, bias=1.0),
+    ReLU(),
+    LRN(average=True),
+    MaxPool(3, 2),
+    Conv(384, 3, padding=1),
+    ReLU(),
+    Conv(384, 3, padding=1, bias=1.0),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=1.0),
+    MaxPool(3, 2),
+    Flatten(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dense(1000, bias=1.0),
+)
+"""The one-column PyTorch network of a 2022 seminar on the paper."""
+
+ONE_GPU: Architecture = (
+    Input(224),
+    Conv(48, 11, stride=4, padding=(0, 3)),
+    ReLU(),
+    LRN(),
+    MaxPool(3, 2),
+    Conv(128, 5, padding=2, bias=1.0),
+    ReLU(),
+    LRN(),
+    MaxPool(3, 2),
+    Conv(192, 3, padding=1),
+    ReLU(),
+    Conv(192, 3, padding=1, bias=1.0),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=1.0),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(4096, bias=1.0),
+    ReLU(),
+    Dropout(0.5),
+    Dense(1000),
+)
+"""The paper's comparison in section 3.2, without the second tower.
+
+Half of the kernels in each layer, but all of conv5's and of the dense neurons, so that it has about as many
+parameters as two towers (footnote there; the 2012 program's layers-145-half.cfg).
+"""
+
+SIX_CONV: Architecture = (
+    *PAPER[:16],  # to the last pool
+    Conv(256, 3, padding=1, sees="all", bias=1.0),
+    ReLU(),
+    *PAPER[16:],
+)
+"""The paper's "1 CNN*" (section 6): a sixth convolution behind the last pool.
+
+The paper gives neither its size nor its bias; these are the 2012 program's (its layers-146.cfg).
+"""
+
+CAFFE_ALEXNET: Architecture = (
+    Input(227, towers=2),
+    Conv(96, 11, stride=4),
+    ReLU(),
+    LRN(k=1.0, average=True, sees="all"),
+    MaxPool(3, 2),
+    Conv(256, 5, padding=2, bias=0.1),
+    ReLU(),
+    LRN(k=1.0, average=True, sees="all"),
+    MaxPool(3, 2),
+    Conv(384, 3, padding=1, sees="all"),
+    ReLU(),
+    Conv(384, 3, padding=1, bias=0.1),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=0.1),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dense(4096, bias=0.1, std=0.005),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, bias=0.1, std=0.005),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(1000),
+)
+"""Caffe's bvlc_alexnet."""
+
+CAFFENET: Architecture = (
+    Input(227, towers=2),
+    Conv(96, 11, stride=4),
+    ReLU(),
+    MaxPool(3, 2),
+    LRN(k=1.0, average=True, sees="all"),
+    Conv(256, 5, padding=2, bias=1.0),
+    ReLU(),
+    MaxPool(3, 2),
+    LRN(k=1.0, average=True, sees="all"),
+    Conv(384, 3, padding=1, sees="all"),
+    ReLU(),
+    Conv(384, 3, padding=1, bias=1.0),
+    ReLU(),
+    Conv(256, 3, padding=1, bias=1.0),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dense(4096, bias=1.0, std=0.005),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, bias=1.0, std=0.005),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(1000),
+)
+"""Caffe's bvlc_reference_caffenet: pooling before normalization, and the biases of the paper."""
+
+TORCHVISION: Architecture = (
+    Input(224, scale=(1 / (255 * 0.229), 1 / (255 * 0.224), 1 / (255 * 0.225))),
+    Conv(64, 11, stride=4, padding=2, std=(3 * 363) ** -0.5),
+    ReLU(),
+    MaxPool(3, 2),
+    Conv(192, 5, padding=2, std=(3 * 1600) ** -0.5),
+    ReLU(),
+    MaxPool(3, 2),
+    Conv(384, 3, padding=1, std=(3 * 1728) ** -0.5),
+    ReLU(),
+    Conv(256, 3, padding=1, std=(3 * 3456) ** -0.5),
+    ReLU(),
+    Conv(256, 3, padding=1, std=(3 * 2304) ** -0.5),
+    ReLU(),
+    MaxPool(3, 2),
+    Flatten(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, std=(3 * 9216) ** -0.5),
+    ReLU(),
+    Dropout(0.5, rescale=True),
+    Dense(4096, std=(3 * 4096) ** -0.5),
+    ReLU(),
+    Dense(1000, std=(3 * 4096) ** -0.5),
+)
+"""torchvision's alexnet: one column, other widths (those of Krizhevsky 2014), no normalization.
+
+Each std is that of PyTorch's own start, which is uniform over +-1/sqrt(fan-in); biases start at 0.
+"""
+
+
+def one_gpu(architecture: Architecture) -> Architecture:
+    """Without the second tower (section 3.2): half of the kernels in each layer but the last; PAPER becomes ONE_GPU."""
+    last = max(position for position, layer in enumerate(architecture) if isinstance(layer, Conv))
+    halved = [
+        dataclasses.replace(layer, maps=layer.maps if position == last else layer.maps // 2, sees="own")
+        if isinstance(layer, Conv)
+        else layer
+        for position, layer in enumerate(architecture)
+    ]
+    return replace(tuple(halved), Input, towers=1)
+
+
+def six_conv(architecture: Architecture) -> Architecture:
+    """With one more convolution like the last, that sees all maps, behind the last pool; PAPER becomes SIX_CONV."""
+    behind = architecture.index(Flatten())
+    last = [layer for layer in architecture if isinstance(layer, Conv)][-1]
+    return (*architecture[:behind], dataclasses.replace(last, sees="all"), ReLU(), *architecture[behind:])
+
+
+def _times_std(architecture, factor):
+    return tuple(
+        dataclasses.replace(layer, std=factor * layer.std) if isinstance(layer, Conv | Dense) else layer
+        for layer in architecture
+    )
+
+
+CHANGES = {
+    "NO_LRN": lambda architecture: without(architecture, LRN),
+    "NO_OVERLAP": lambda architecture: replace(architecture, MaxPool, size=2, stride=2),  # in PAPER the same 27, 13, 6
+    "TANH": lambda architecture: replace(architecture, ReLU, Tanh()),
+    "NO_DROPOUT": lambda architecture: without(architecture, Dropout),
+    "ONE_COLUMN": lambda architecture: replace(architecture, Input, towers=1),  # each kernel sees all maps
+    # Without fc7 it is the same network as without fc6.
+    **{
+        f"NO_{name.upper()}": functools.partial(without, which=name)
+        for name in ("conv2", "conv3", "conv4", "conv5", "fc6")
+    },
+    "NO_CROSS": lambda architecture: replace(architecture, Conv, sees="own"),  # towers meet in the dense layers only
+    "ONE_GPU": one_gpu,
+    "SIX_CONV": six_conv,
+    "BIAS_0": lambda architecture: replace(architecture, Conv | Dense, bias=0.0),
+    "STD_HALF": functools.partial(_times_std, factor=0.5),
+    "STD_DOUBLE": functools.partial(_times_std, factor=2.0),
+}
+"""What can be done to a network, by what then stands behind its name, as in QUICKSTART_NO_LRN."""
+
+ABLATIONS = {
+    f"PAPER_{change}": CHANGES[change](PAPER)
+    for change in (
+        *("NO_LRN", "NO_OVERLAP", "TANH", "NO_DROPOUT", "ONE_COLUMN"),
+        *("NO_CONV2", "NO_CONV3", "NO_CONV4", "NO_CONV5", "NO_FC6"),
+    )
+}
+"""The paper's network less one of its ideas (sections 3.1 to 3.4, 4.2 and 7)."""
+
+NAMED = {
+    "PAPER": PAPER,
+    "SOURCE_2012": SOURCE_2012,
+    "SLIDES": SLIDES,
+    "ONE_GPU": ONE_GPU,
+    "SIX_CONV": SIX_CONV,
+    "CAFFE_ALEXNET": CAFFE_ALEXNET,
+    "CAFFENET": CAFFENET,
+    "TORCHVISION": TORCHVISION,
+    "LENET5": LENET5,
+    "CIFAR_FOUR_LAYER": CIFAR_FOUR_LAYER,
+    "CIFAR_FOUR_LAYER_TANH": replace(CIFAR_FOUR_LAYER, ReLU, Tanh()),
+    "CIFAR_FOUR_LAYER_LRN": (*CIFAR_FOUR_LAYER[:4], LRN(), *CIFAR_FOUR_LAYER[4:7], LRN(), *CIFAR_FOUR_LAYER[7:]),
+    "QUICKSTART": QUICKSTART,
+    **ABLATIONS,
+}
+"""The networks that have a name of their own."""
+
+
+ACCEPTED = (
+    f"one of {', '.join(NAMED)}; or one of these with a change behind its name, as in QUICKSTART_NO_LRN: "
+    f"{', '.join(CHANGES)}"
+)
+"""The names that `named` knows, in words."""
+
+
+class UnknownNetworkError(ValueError):
+    """There is no network of that name."""
+
+
+def named(name: str) -> Architecture:
+    """The network of a name: one of NAMED, or one of these with CHANGES behind its name, as in QUICKSTART_NO_LRN.
+
+    Raises:
+      UnknownNetworkError: if the name is of no such kind.
+      ValueError: if the network cannot be changed so.
+    """
+    if name in NAMED:
+        return NAMED[name]
+    for change, changed in CHANGES.items():
+        if name.endswith(f"_{change}"):
+            base = named(name.removesuffix(f"_{change}"))
+            try:
+                architecture = changed(base)
+                check(architecture)
+            except ValueError as error:
+                raise ValueError(f"there is no {name}: {error}") from error
+            return architecture
+    raise UnknownNetworkError(f"there is no network {name}; accepted is {ACCEPTED}.")
+
+
+def exists(name: str) -> bool:
+    """Whether `named` gives a network for a name."""
+    try:
+        named(name)
+    except ValueError:
+        return False
+    return True

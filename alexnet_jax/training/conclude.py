@@ -1,0 +1,50 @@
+"""The end of a run: the errors of its last state, result.json, the closing table, the page."""
+
+import dataclasses
+
+import jax
+from absl import logging
+
+from alexnet_jax import convert, hosts
+from alexnet_jax.evaluation.errors import errors_table, views_by_name
+from alexnet_jax.training import outputs
+from alexnet_jax.training.setup import Run
+from alexnet_jax.training.step import TrainState
+
+
+def conclude(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm) -> dict:
+    """Evaluates a state with one view and with many, writes result.json and prints a table.
+
+    Gives an empty result, and writes nothing, when it is stopped on the way.
+    """
+    views = views_by_name(run.config.views)
+    errors = {name: run.evaluate(state.params, views=n, interrupted=sigterm.check) for name, n in views.items()}
+    if sigterm.came:
+        return {}
+    result = {
+        **{name: dataclasses.asdict(e) for name, e in errors.items()},
+        "examples": errors["one_view"].examples,
+        "examples_seen_in_training": int(state.step) * run.config.batch_size,
+        "steps": int(state.step),
+        "epochs": round(int(state.step) * run.config.batch_size / len(run.data.train), 4),
+        "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+        "seconds": round(seconds, 1),
+    }
+    if jax.process_index() == 0:
+        outputs.write_result(run.workdir, result)
+    hosts.say(errors_table(f"{run.config.architecture}, {run.data.evaluation.name}", errors))
+    return result
+
+
+def write_report(run):
+    """Writes the page of a run that has ended: process 0 with its own devices, for which the others wait."""
+    from alexnet_jax.inspection import report  # slow to import, and needed once
+
+    try:
+        weights = convert.read(run.workdir)  # on all processes, as Orbax wants it
+        if jax.process_index() == 0:
+            path = report.write(run.workdir, config=run.config, data=run.data, weights=weights)
+            hosts.say(f"Wrote: {path}")
+    except Exception:  # the run itself is complete
+        logging.exception("The page could not be written; python -m alexnet_jax report tries again.")
+    hosts.together(lambda: None)

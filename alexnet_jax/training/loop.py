@@ -1,0 +1,154 @@
+"""The loop (paper, section 5): a run begins or is resumed, takes its steps, is evaluated and saved on the way."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import logging
+from clu import parameter_overview, periodic_actions
+
+from alexnet_jax import hosts
+from alexnet_jax.evaluation.errors import Errors
+from alexnet_jax.training import outputs
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.conclude import conclude, write_report
+from alexnet_jax.training.outputs import Journal
+from alexnet_jax.training.pretrained import changes, copy_pretrained
+from alexnet_jax.training.setup import Run, set_up
+from alexnet_jax.training.step import TrainState, adjust_rate, gradient_norm, init_state, train_step
+
+
+def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict:
+    """Trains, evaluates and writes all outputs; goes on where an earlier run in workdir stopped.
+
+    Args:
+      config: ConfigDict as in configs/alexnet.py.
+      workdir: folder for all outputs; made if it is not there.
+      until: asked after each epoch, whose lines in metrics.jsonl are then written; True makes it the run's last.
+
+    Returns:
+      What result.json holds; empty if SIGTERM stopped the run, whose state is saved.
+
+    Raises:
+      UsageError: before any work, if the config, the data or the workdir do not fit.
+      FloatingPointError: if the loss or the gradient is not finite; names the step.
+      KeyboardInterrupt: if Ctrl-C stopped the run, whose state is saved.
+    """
+    workdir = Path(workdir).expanduser()
+    run = set_up(config, workdir)
+    with Checkpoints(workdir) as checkpoints, hosts.Sigterm() as sigterm:
+        start = checkpoints.latest_step()
+        if start is None:
+            state, notes = init_state(recipe=run.recipe), {"seconds": 0.0, "validation_due": False, "begun": ()}
+            if run.pretrained is not None:
+                state = copy_pretrained(state, run.pretrained.params, run.recipe)
+                hosts.say(f"Copied all layers but the last from {config.pretrained}.")
+                if changed := changes(run.pretrained.architecture, run.recipe.network.architecture):
+                    hosts.say(f"It is another network: {changed}.")
+                run = dataclasses.replace(run, pretrained=None)  # let go of the weights
+            if jax.process_index() == 0:
+                overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+                logging.info("Parameters:\n%s", overview)
+        else:
+            state, notes = run.restore(checkpoints, start)
+            hosts.say(f"Resuming {workdir} after step {start}.")
+        began = time.monotonic() - notes["seconds"]
+        state = fit(run, state, checkpoints, sigterm, notes=notes, began=began, until=until)
+        result = {} if sigterm.came else conclude(run, state, time.monotonic() - began, sigterm)
+    # The checkpoints are closed: what was saved is on disk.
+    if not result:
+        hosts.say(f"Stopped: saved {workdir} after step {int(state.step)}; the same command resumes it.")
+    elif config.report:
+        write_report(run)
+    if sigterm.interrupted():
+        raise KeyboardInterrupt
+    return result
+
+
+def fit(
+    run: Run,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    sigterm: hosts.Sigterm,
+    *,
+    notes: dict,
+    began: float,
+    until: Callable[[], bool],
+) -> TrainState:
+    """The loop: steps until the run's last, evaluating and saving on the way.
+
+    Args:
+      run: as set_up made it.
+      state: of the step to go on from.
+      checkpoints: of the workdir.
+      sigterm: tells when the loop shall save and return.
+      notes: of the checkpoint: `validation_due`, whether the epoch that `state` ends has yet to be evaluated; `begun`,
+        the losses and errors of the steps that no line of metrics has told yet.
+      began: time.monotonic() less the seconds that the run has already taken.
+      until: as in train.
+    """
+    start, config, placement = int(state.step), run.config, run.recipe.network.placement
+    progress = outputs.Progress(start=start, stop=run.stop, batch_size=config.batch_size)
+    writer = outputs.make_writer(run.workdir, start)
+    journal = Journal(progress, writer, config.log_every_steps, config.batch_size, notes.get("begun", ()))
+    profile = _profile(run.workdir, start)
+    with contextlib.closing(progress), contextlib.closing(writer):
+        if notes["validation_due"]:
+            state, _ = validate(run, state, progress, writer, sigterm)
+            if sigterm.came:  # again before it was done: the checkpoint there still says that it is due
+                return state
+        if start and run.ends_epoch(start) and until():  # it had ended, but for what comes after its last step
+            return state
+        for step, batch in enumerate(journal.take(run.batches_from(start)), start + 1):
+            batch = placement.put(batch, config.batch_size)
+            state, metrics = train_step(state, batch, run.statistics, recipe=run.recipe)
+            metrics["gradient_norm"] = gradient_norm(metrics.pop("gradient_squares"))
+            journal.add(step, metrics)
+            if config.profile and jax.process_index() == 0:
+                profile(step)
+            errors, ends_epoch = None, run.ends_epoch(step)
+            due = ends_epoch or step == run.stop
+            if sigterm.check() or due or step % config.checkpoint_every_steps == 0:
+                journal.catch_up()  # a state that came of numbers that are not finite is never saved
+                if due:
+                    # A last step within an epoch leaves the rate alone, so that a run which is extended
+                    # later takes the same steps as one that was as long from the start.
+                    state, errors = validate(run, state, progress, writer, sigterm, adjust=ends_epoch)
+                notes = {
+                    "seconds": time.monotonic() - began,
+                    "validation_due": ends_epoch and errors is None,
+                    "begun": list(journal.begun),
+                    "num_classes": run.recipe.network.architecture[-1].units,
+                }
+                checkpoints.save(state, error=errors and errors.top1_error, notes=notes)
+            if sigterm.came or (ends_epoch and until()):
+                break
+    return state
+
+
+def _profile(workdir, start):
+    """Traces the steps 10 to 15 after the start, for TensorBoard."""
+    return periodic_actions.Profile(
+        logdir=str(workdir), first_profile=start + 10, num_profile_steps=5, profile_duration_ms=None, every_secs=None
+    )
+
+
+def validate(
+    run: Run, state: TrainState, progress, writer, sigterm: hosts.Sigterm, *, adjust: bool = True
+) -> tuple[TrainState, Errors | None]:
+    """Evaluates a state and, with `adjust`, lets the rate follow: the state with its new schedule, and the errors.
+
+    When it is stopped on the way, the state is returned as it was, and None.
+    """
+    errors = run.evaluate(state.params, views=1, interrupted=sigterm.check)
+    if errors is None:
+        return state, None
+    step = int(state.step)
+    writer.write_scalars(step, {f"eval_{name}": value for name, value in dataclasses.asdict(errors).items()})
+    progress.say(f"step {step}: validation top-1 {errors.top1_error:.2f}%, top-5 {errors.top5_error:.2f}%")
+    if adjust:
+        state = state.replace(schedule=adjust_rate(state, errors.top1_error, recipe=run.recipe))
+    return state, errors

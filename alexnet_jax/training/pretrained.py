@@ -1,0 +1,62 @@
+"""Fine-tuning (paper, section 6, "1 CNN*"): all layers but the last begin with a trained network's parameters."""
+
+import dataclasses
+import functools
+
+import jax
+
+from alexnet_jax.errors import UsageError
+from alexnet_jax.network import architectures
+from alexnet_jax.network.architectures import Conv, Dense
+from alexnet_jax.network.model import param_specs
+from alexnet_jax.training.recipe import Recipe
+from alexnet_jax.training.step import TrainState, init_state
+
+
+def changes(before: architectures.Architecture, now: architectures.Architecture) -> str:
+    """Where a pretrained network differs from what begins with its weights, but for the last layer, in words."""
+
+    def of(architecture):  # what weights are drawn from does not matter here
+        return {
+            name: dataclasses.replace(layer, std=0.0, bias=0.0) if isinstance(layer, Conv | Dense) else layer
+            for name, layer in zip(architectures.layer_names(architecture)[:-1], architecture[:-1], strict=True)
+        }
+
+    theirs, ours = of(before), of(now)
+    names = [name for name in dict.fromkeys([*theirs, *ours]) if theirs.get(name) != ours.get(name)]
+    return "; ".join(
+        f"{name} is {theirs.get(name, 'nothing')} there, {ours.get(name, 'nothing')} here" for name in names
+    )
+
+
+def check_pretrained(params, recipe: Recipe) -> None:
+    """Raises UsageError unless pretrained parameters have each layer of the recipe's network but the last."""
+    like = jax.eval_shape(functools.partial(init_state, recipe=recipe)).params
+    for layer in _copied(recipe):
+        wanted = {name: a.shape for name, a in like[layer].items()}
+        found = {name: a.shape for name, a in params.get(layer, {}).items()}
+        if found != wanted:
+            raise UsageError(
+                f"config.pretrained has {found or 'nothing'} for {layer}; accepted is {wanted}. Only the last layer "
+                "may differ: set --config.architecture to that of the pretrained network, or give another file."
+            )
+
+
+def copy_pretrained(state: TrainState, params, recipe: Recipe) -> TrainState:
+    """A state with the parameters of a pretrained network in each layer but the last, which stays as it was drawn.
+
+    Args:
+      state: as init_state made it.
+      params: tree of float32 NumPy arrays that check_pretrained accepts.
+      recipe: of the run.
+    """
+    placement, specs = recipe.network.placement, param_specs(recipe.network)
+    copied = {layer: jax.tree.map(placement.put_whole, params[layer], specs[layer]) for layer in _copied(recipe)}
+    return state.replace(params=state.params | copied)
+
+
+def _copied(recipe):
+    """The layers that a pretrained network gives."""
+    architecture = recipe.network.architecture
+    last = architectures.layer_names(architecture)[-1]
+    return [layer for layer in architectures.weighted(architecture) if layer != last]

@@ -1,0 +1,65 @@
+"""The recipe (paper, sections 4 and 5): all that does not change while a network trains."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alexnet_jax.network.model import AlexNet
+from alexnet_jax.training import augment, optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that does not change in training; static to the compiler."""
+
+    network: AlexNet
+    seed: int
+    mean_at: augment.MeanAt
+    crop: bool
+    flip: bool
+    group: int  # examples in a row that share their crop and their flip
+    pca_std: float
+    pca_scale: str
+    pca_rescale: bool
+    pca_steps: int  # without colours after so many; 0: with them to the end
+    accumulate: int  # parts of a batch, one after the other
+    learning_rate: float
+    warmup_steps: int
+    schedule: tuple[tuple[int, str, float], ...]  # from this step on, this layer or "*" has this rate
+    momentum: float
+    weight_decay: float
+    update_rule: optimizer.Rule
+    plateau: tuple[tuple[str, float], ...]  # arguments of optimizer.plateau_schedule
+
+    def key(self, use: str) -> jax.Array:
+        """The random key for "init", "augment" or "dropout"."""
+        return jax.random.split(jax.random.key(self.seed), 3)[("init", "augment", "dropout").index(use)]
+
+    def rule(self, rate=1.0, bias_rate=1.0) -> optax.GradientTransformation:
+        """The update rule at rates, which its state does not depend on."""
+        return optimizer.update_rule(
+            self.update_rule, rate, bias_rate=bias_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+    def rate(self, state, layer: str = "*"):
+        """The learning rate of a layer's kernels in the step that follows a state; "*": of those not named."""
+        rate = self.learning_rate
+        for name in dict.fromkeys(("*", layer)):
+            for step, scheduled, value in self.schedule:
+                if scheduled == name:
+                    rate = jnp.where(state.step >= step, value, rate)
+        return rate * optimizer.warmup(self.warmup_steps)(state.step) * state.schedule.scale
+
+    def bias_rate(self, state, layer: str):
+        """The learning rate of a layer's biases.
+
+        The 2012 program's is set once and for all: its notes have only the rates of weights
+        drop, and its files end with 0.02 beside 0.00001.
+        """
+        rate = self.rate(state, layer)
+        if self.update_rule != "source2012":
+            return rate
+        warm = optimizer.warmup(self.warmup_steps)(state.step)
+        return jnp.where(rate == 0, 0.0, optimizer.BIAS * self.learning_rate * warm)

@@ -1,0 +1,68 @@
+"""The mean image and the colour PCA of a training set (paper, sections 2 and 4.1)."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from alexnet_jax.files import write_whole
+from alexnet_jax.training.augment import ColorPCA, color_pca_from_sums
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """mean_image: (S, S, 3) float, pixels in 0..255; pca: ColorPCA of pixels in [0, 1].
+
+    Float64 in files, float32 on devices.
+    """
+
+    mean_image: jax.Array
+    pca: ColorPCA
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = io.BytesIO()
+        np.savez(
+            arrays,
+            mean_image=self.mean_image,
+            eigenvectors=self.pca.eigenvectors,
+            eigenvalues=self.pca.eigenvalues,
+        )
+        write_whole(path, arrays.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> "Statistics":
+        """Reads what save wrote."""
+        with np.load(path) as arrays:
+            return cls(arrays["mean_image"], ColorPCA(arrays["eigenvectors"], arrays["eigenvalues"]))
+
+
+class Sums:
+    """Sums over uint8 pictures of one size, from which the statistics follow.
+
+    They are integers, and ImageNet's are far from 2^63: no rounding, and the same in whatever
+    order and by however many processes the pictures are added.
+    """
+
+    def __init__(self, image_size: int):
+        self.pictures = 0
+        self.image = np.zeros((image_size, image_size, 3), np.int64)
+        self.square = np.zeros((3, 3), np.int64)  # of the channels' products
+
+    def add(self, images: np.ndarray) -> None:
+        """Adds (N, S, S, 3) uint8 pictures."""
+        self.pictures += len(images)
+        self.image += images.sum(0, dtype=np.int64)
+        for image in images:
+            pixels = image.reshape(-1, 3).astype(np.float64)
+            self.square += (pixels.T @ pixels).astype(np.int64)  # exact: integers below 2^53
+
+    def statistics(self) -> Statistics:
+        """The mean image and the colour PCA of all pictures added, in float64."""
+        count = self.pictures * self.image.shape[0] ** 2
+        pca = color_pca_from_sums(count, self.image.sum((0, 1)), self.square)
+        return Statistics(self.image / self.pictures, pca)
