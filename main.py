@@ -3,8 +3,11 @@
 import os
 import sys
 
-from absl import app, flags
-from ml_collections import config_flags
+try:
+    from absl import app, flags
+    from ml_collections import config_flags
+except ModuleNotFoundError as error:
+    sys.exit(f"error: the package {error.name} is not installed. Run: pip install -r requirements.txt")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the run's config.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, events and results.")

@@ -4,7 +4,7 @@ stablehlo    one file, by jax.export, for JAX on CPUs, CUDA GPUs and TPUs; it is
              as JAX promises, by those of the next six months
 savedmodel   a folder, for TensorFlow and what serves it; the network in it is one operation, XlaCallModule
 
-Both take pictures and give class probabilities, any number at a time, from 1 on. LOADING says how.
+Both take images and give class probabilities, any number at a time, from 1 on. LOADING says how.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ TOLERANCE = 1e-5  # of the largest logarithm of a probability: a difference that
 
 
 def export(weights: Weights, path: str | Path, *, format: Format, views: int = 1) -> None:
-    """Writes a network for serving, reads it back, and compares it with the network on random pictures.
+    """Writes a network for serving, reads it back, and compares it with the network on random images.
 
     images (n, S, S, 3) uint8, pixels in 0..255, S as the mean image has it -> probabilities (n, K) float32
 
@@ -89,7 +89,7 @@ def check(weights: Weights, path: Path, *, format: Format, views: int) -> None:
         difference = np.abs(gives - wanted).max() / np.abs(wanted).max()
         if not difference <= TOLERANCE:
             raise UsageError(
-                f"{path} was written, but for random pictures, {n} at a time, the logarithms of its probabilities are "
+                f"{path} was written, but for random images, {n} at a time, the logarithms of its probabilities are "
                 f"off by {difference:.2g} of the largest; accepted is {TOLERANCE:g}. Do not use it. Export again on "
                 "CPUs, with the versions of JAX and TensorFlow in requirements.txt."
             )

@@ -1,11 +1,11 @@
-"""How fast pictures come in: this project's loader beside pure JPEG decoders and what else a user would pick.
+"""How fast images come in: this project's loader beside pure JPEG decoders and what else a user would pick.
 
     python benchmarks/input.py --pictures=DIR                    # with CLASS/*.jpg in it, at their original sizes
     pip install torch torchvision grain                          # optional: with the other loaders as well
 
-Prepares the pictures at 256 x 256 (as JPEG and raw) and then reads, in turn and several rounds long: originals and
+Prepares the images at 256 x 256 (as JPEG and raw) and then reads, in turn and several rounds long: originals and
 prepared ones by each contestant. All loaders give batches of uint8 squares in a shuffled order; the decoders get JPEGs
-that lie in memory, a thread a core, and nobody takes what they decode. Prints medians of pictures/s, the median of the
+that lie in memory, a thread a core, and nobody takes what they decode. Prints medians of images/s, the median of the
 rounds' ratios to the decoder that the loader uses, and the memory that a contestant adds (its processes' shares of
 memory, PSS, at their highest, less what the process had before).
 """
@@ -43,7 +43,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def timed(run):
-    """A contestant: reads so many epochs, and returns how many pictures these were and the seconds they took."""
+    """A contestant: reads so many epochs, and returns how many images these were and the seconds they took."""
 
     def run_and_time(epochs):
         began = time.perf_counter()
@@ -122,7 +122,7 @@ class Files:
 
 
 def by_pillow(path):
-    """What torchvision's Resize(256) and CenterCrop(256) do with a Pillow picture."""
+    """What torchvision's Resize(256) and CenterCrop(256) do with a Pillow image."""
     from PIL import Image
 
     image = Image.open(path).convert("RGB")
@@ -183,10 +183,10 @@ def peers(paths):
 
 
 def lay_out(pictures: Path, records: int, folder: Path):
-    """At least `records` pictures as folder/train/CLASS/FILE, by links; a few of them as validation."""
+    """At least `records` images as folder/train/CLASS/FILE, by links; a few of them as validation."""
     files = sorted(path for path in pictures.glob("**/*/*") if path.is_file() and path.name[0] != ".")
     if not files:
-        sys.exit(f"error: {pictures} holds no pictures in class folders. Give --pictures=DIR with DIR/CLASS/FILE.")
+        sys.exit(f"error: {pictures} holds no images in class folders. Give --pictures=DIR with DIR/CLASS/FILE.")
     for copy in range(-(-records // len(files))):
         for file in files:
             for split in ("train", "validation")[: 1 + (copy == 0)]:
@@ -247,7 +247,7 @@ def compare(title, contestants, rounds, epochs):
             pictures, seconds = run(epochs)
             rates[name].append(pictures / seconds)
     first = next(iter(rates))
-    print(f"\n| {title} | pictures/s | lowest | highest | ratio | MB |\n|---|---|---|---|---|---|")
+    print(f"\n| {title} | images/s | lowest | highest | ratio | MB |\n|---|---|---|---|---|---|")
     for name, values in rates.items():
         ratio = statistics.median(rate / limit for rate, limit in zip(values, rates[first], strict=True))
         print(
@@ -261,7 +261,7 @@ def main():
     """Prepares, reads, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, required=True, help="folder that holds, at any depth, class folders")
-    parser.add_argument("--records", type=int, default=5000, help="at least so many; the pictures are repeated")
+    parser.add_argument("--records", type=int, default=5000, help="at least so many; the images are repeated")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -281,7 +281,7 @@ def main():
                 )
         prepared, raw = (open_it("pictures", folder / encoding) for encoding in ("jpeg", "raw"))
         size = f"batches of {BATCH} at {SIZE} x {SIZE}"
-        print(f"{len(originals)} pictures, {size}, {CORES} cores, {options.rounds} rounds")
+        print(f"{len(originals)} images, {size}, {CORES} cores, {options.rounds} rounds")
         compare(
             "prepared",
             {

@@ -6,7 +6,7 @@
     pip install torch                                            # optional: with PyTorch as well
 
 Operations have the names and sizes of PAPER's layers: norms and pools take the maps of both towers in one array,
-convolutions those that one tower sees. All contestants get the same random numbers (pictures for conv1, what a ReLU
+convolutions those that one tower sees. All contestants get the same random numbers (images for conv1, what a ReLU
 leaves for the others), which lie on the device. Forward is the operation alone; forward + backward gives its result and
 its gradient with respect to every input, for a random cotangent. First all results are compared with plain JAX's:
 the largest difference may be LIMITS of the largest number. Then each is timed in turn, several rounds long. Plain JAX
@@ -55,7 +55,7 @@ class Operation:
     """One operation, written three times.
 
     `shapes` are those of its inputs: maps (N, H, W, C) and, for a convolution, a kernel (h, w, C, O); the function of
-    PyTorch takes them as (N, C, H, W) and (O, C, h, w). `picture` says that the maps hold negative numbers as well.
+    PyTorch takes them as (N, C, H, W) and (O, C, h, w). `image` says that the maps hold negative numbers as well.
     """
 
     shapes: tuple[tuple[int, ...], ...]

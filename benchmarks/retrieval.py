@@ -2,7 +2,7 @@
 
     pip install faiss-cpu
     python benchmarks/retrieval.py                   # 1,000 random queries, 100,000 random vectors of 4096 numbers
-    python benchmarks/retrieval.py --index=FILE      # then codes for the features of real pictures as well
+    python benchmarks/retrieval.py --index=FILE      # then codes for the features of real images as well
 
 First what both find is compared with float64 (exact search) or with each other (codes). Then they search in turn,
 several rounds long: 10 neighbours by Euclidean distance, ours among vectors in a memory-mapped file, FAISS's
@@ -105,14 +105,14 @@ def main():
     sizes = WIDTH * 4, BITS // 8
     print(f"{QUERIES:,} queries, {COUNT:,} random vectors or codes; FAISS {faiss.__version__}\n")
     rows = [(name, size, *search()) for (name, search), size in zip(searches.items(), sizes, strict=True)]
-    print("\n| search | bytes a picture | queries/s | FAISS | ours / FAISS |\n|---|---|---|---|---|")
+    print("\n| search | bytes an image | queries/s | FAISS | ours / FAISS |\n|---|---|---|---|---|")
     for name, size, ours, theirs, ratio in rows:
         print(f"| {name} | {size:,} | {ours:,.0f} | {theirs:,.0f} | {ratio:.2f} |")
     if options.index:
         index = features.read(options.index)
         _, stored, measured = codes.make(index.vectors, BITS)
-        print(f"\n{len(index):,} pictures of {index.split}, {index.vectors.shape[1]} numbers of {index.layer}")
-        print("\n| search | bytes a picture | queries/s | recall@10 |\n|---|---|---|---|")
+        print(f"\n{len(index):,} images of {index.split}, {index.vectors.shape[1]} numbers of {index.layer}")
+        print("\n| search | bytes an image | queries/s | recall@10 |\n|---|---|---|---|")
         print(f"| exact | {index.vectors[0].nbytes:,} | {measured.exact:,.0f} | 1 |")
         name = f"{BITS} bits, then the first {codes.SHORTLIST} by distance"
         print(f"| {name} | {stored.shape[1]} | {measured.by_codes:,.0f} | {measured.recall:.3f} |")

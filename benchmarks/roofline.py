@@ -64,7 +64,7 @@ class Work:
 def work_of(architecture, batch_size, dtype):
     """The Work of each layer that has any, and of the update, by name, in the order of the data."""
     outputs, kernels = shapes_of(architecture, batch_size)
-    names, found, parameters, pictures = layer_names(architecture), {}, 0, True
+    names, found, parameters, of_input = layer_names(architecture), {}, 0, True
     for before, name, layer in zip(names, names[1:], architecture[1:], strict=False):
         if isinstance(layer, NUMBER_BY_NUMBER):
             continue
@@ -72,12 +72,12 @@ def work_of(architecture, batch_size, dtype):
         # A weight of a convolution is used at each place of the maps, one of a dense layer once.
         weights = math.prod(kernels.get(name, (0,)))
         flops = 2 * math.prod(outputs[name][:-1]) * weights
-        gradients = 1 if pictures else 2  # of the weights, and of the maps unless they are pictures
+        gradients = 1 if of_input else 2  # of the weights, and of the maps unless they are images
         found[name] = Work(
             (flops, x + y + PARAMETER * weights),
             (gradients * flops, gradients * x + y + gradients * PARAMETER * weights),
         )
-        parameters, pictures = parameters + weights, False
+        parameters, of_input = parameters + weights, False
     found["update"] = Work((0, 0), (0, 5 * PARAMETER * parameters))
     return found
 

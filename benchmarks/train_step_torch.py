@@ -93,7 +93,7 @@ def without_weights(layer, x):
             return functional.relu(x)
         case "Tanh":
             return layer.amplitude * torch.tanh(layer.slope * x)
-        case "LRN":  # towers as pictures: a view where maps come first
+        case "LRN":  # towers as images: a view where maps come first
             a = x.reshape(len(x) * layer.groups, -1, *x.shape[2:])
             return functional.local_response_norm(a, layer.n, layer.alpha * layer.n, layer.beta, layer.k).reshape(
                 x.shape

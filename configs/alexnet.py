@@ -63,7 +63,7 @@ VARIANTS = {
     "no_conv4": {"architecture": "PAPER_NO_CONV4"},
     "no_conv5": {"architecture": "PAPER_NO_CONV5"},
     "no_fc6": {"architecture": "PAPER_NO_FC6"},  # without fc7 it is the same network
-    # For many devices. Not tried on ImageNet. On the digits (configs/quickstart.py with 512 pictures a step, two epochs
+    # For many devices. Not tried on ImageNet. On the digits (configs/quickstart.py with 512 images a step, two epochs
     # of warm-up, one seed, 2-core CPU, 2026-11-24) the rates 2, 5, 10, 20 and 40 gave top-1 errors of 4.5, 2.7, 9.6,
     # 5.7 and 90%; the paper's rule at 0.01, without a warm-up, 5.1%.
     "large_batch": {"batch_size": 4096, "update_rule": "lars", "learning_rate": 5.0, "warmup_epochs": 5.0},
@@ -87,16 +87,16 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.eval_split = ""  # the first there is of validation, val, test
     config.image_size = 256
     config.num_classes = 0  # 0: as many as the dataset says
-    config.mean_at = "crop"  # or "center": the mean's central crop, wherever the picture's crop fell
+    config.mean_at = "crop"  # or "center": the mean's central crop, wherever the image's crop fell
 
     # Augmentation (section 4.1)
     config.augment = ConfigDict()
     config.augment.crop = True
     config.augment.flip = True
-    config.augment.group = 1  # pictures in a row that share their crop and their flip
+    config.augment.group = 1  # images in a row that share their crop and their flip
     config.augment.pca_std = 0.1  # 0 switches it off
     config.augment.pca_scale = "eigenvalue"  # or "stdev"
-    config.augment.pca_rescale = False  # whether the shifted picture is divided by 1 + pca_std
+    config.augment.pca_rescale = False  # whether the shifted image is divided by 1 + pca_std
     config.augment.pca_epochs = 0.0  # above 0: without colours after so many epochs
 
     # Learning (section 5)
@@ -116,7 +116,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
 
     # Evaluation (sections 4.1 and 6)
     config.eval_batch_size = 128
-    config.views = 10  # of a picture, at the end of the run; 5 where a mirrored one is none of its class; or 1
+    config.views = 10  # of an image, at the end of the run; 5 where a mirrored one is none of its class; or 1
 
     # Machine. mesh.tower=2 puts the two towers on two devices (section 3.2).
     config.mesh = ConfigDict()

@@ -25,5 +25,5 @@ def get_config(variant: str = "relu"):
     config.augment.pca_std = 0.0
     config.weight_decay = 0.0
     config.num_epochs = 20
-    config.views = 1  # the whole picture
+    config.views = 1  # the whole image
     return config

@@ -11,7 +11,7 @@ from configs import alexnet
 
 
 def get_config():
-    """The paper's recipe, scaled to 4,000 pictures of 28x28 pixels and two CPU cores."""
+    """The paper's recipe, scaled to 4,000 images of 28x28 pixels and two CPU cores."""
     config = alexnet.get_config()
     config.architecture = "QUICKSTART"
     config.dataset = "digits"

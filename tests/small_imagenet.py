@@ -17,8 +17,8 @@ TRAIN |= {CMYK: (70, 81), PNG: (90, 66)}
 VAL = {f"ILSVRC2012_val_{number:08d}.JPEG": SIDES[number % 5] for number in range(1, 7)}
 
 
-def picture(name, sides):
-    """A smooth coloured picture (H, W, 3) uint8, another one for each name."""
+def image(name, sides):
+    """A smooth coloured image (H, W, 3) uint8, another one for each name."""
     height, width = sides
     a, b, c = np.random.default_rng(list(name.encode())).uniform(50, 255, 3)
     down, right = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)
@@ -27,12 +27,12 @@ def picture(name, sides):
 
 def encoded(name, sides):
     """A file as ImageNet has it: JPEG, but for one in CMYK, one PNG and one grey."""
-    image = picture(name, sides)
+    pixels = image(name, sides)
     if name == CMYK:
-        return saved(Image.fromarray(image).convert("CMYK"), "JPEG", quality=95)
+        return saved(Image.fromarray(pixels).convert("CMYK"), "JPEG", quality=95)
     if name == PNG:
-        return tf.io.encode_png(image).numpy()
-    return tf.io.encode_jpeg(image[..., :1] if name == GREY else image, quality=100).numpy()
+        return tf.io.encode_png(pixels).numpy()
+    return tf.io.encode_jpeg(pixels[..., :1] if name == GREY else pixels, quality=100).numpy()
 
 
 def saved(image, kind, **options):

@@ -1,4 +1,4 @@
-"""Pictures of every format and mode: colours by hand, the right side up, and errors for what is none."""
+"""Images of every format and mode: colours by hand, the right side up, and errors for what is none."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.ExifTags import Base as Tag
 
 from alexnet_jax.data.any_format import SUFFIXES, read_square
-from alexnet_jax.data.images import PictureError, decode_square
+from alexnet_jax.data.images import ImageError, decode_square
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -49,18 +49,18 @@ def test_what_only_pillow_reads_is_rescaled_as_in_training(form, sides):
     np.testing.assert_array_equal(read_square(encode(image, form), 16), decode_square(encode(image, "BMP"), 16))
 
 
-def test_lossless_webp_and_its_first_picture_of_several():
-    pictures = [Image.new("RGB", (20, 20), colour) for colour in ((1, 2, 3), RED, WHITE)]
+def test_lossless_webp_and_its_first_image_of_several():
+    images = [Image.new("RGB", (20, 20), colour) for colour in ((1, 2, 3), RED, WHITE)]
     for form, options in (("WEBP", {"lossless": True}), ("TIFF", {})):
-        encoded = encode(pictures[0], form, save_all=True, append_images=pictures[1:], **options)
+        encoded = encode(images[0], form, save_all=True, append_images=images[1:], **options)
         assert (read_square(encoded, 8) == (1, 2, 3)).all()
 
 
-def test_the_first_picture_of_an_animated_gif():
-    pictures = [Image.new("P", (20, 20), index) for index in (1, 2)]
-    for picture in pictures:
-        picture.putpalette([0, 0, 0, *RED, *WHITE])
-    assert (read_square(encode(pictures[0], "GIF", save_all=True, append_images=pictures[1:]), 8) == RED).all()
+def test_the_first_image_of_an_animated_gif():
+    images = [Image.new("P", (20, 20), index) for index in (1, 2)]
+    for image in images:
+        image.putpalette([0, 0, 0, *RED, *WHITE])
+    assert (read_square(encode(images[0], "GIF", save_all=True, append_images=images[1:]), 8) == RED).all()
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_of_sixteen_bits_the_upper_eight_are_kept(form):
 
 
 def test_numbers_that_do_not_tell_what_is_white_are_refused():
-    with pytest.raises(PictureError, match="floating-point"):
+    with pytest.raises(ImageError, match="floating-point"):
         read_square(encode(Image.new("F", (4, 4), 0.5), "TIFF"), 4)
     for value in (-1, 200, 2**16):
-        with pytest.raises(PictureError, match="not those of 16 bits"):
+        with pytest.raises(ImageError, match="not those of 16 bits"):
             read_square(encode(Image.new("I", (4, 4), value), "TIFF"), 4)
 
 
-# What a camera writes for a picture whose quarters are those of `smooth`, once it is turned as the note says.
+# What a camera writes for an image whose quarters are those of `smooth`, once it is turned as the note says.
 STORED = {
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
@@ -121,7 +121,7 @@ STORED = {
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_a_picture_stands_as_its_exif_note_says(form, orientation):
+def test_an_image_stands_as_its_exif_note_says(form, orientation):
     exif = Image.Exif()
     exif[Tag.Orientation] = orientation
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(form, {})
@@ -130,7 +130,7 @@ def test_a_picture_stands_as_its_exif_note_says(form, orientation):
     np.testing.assert_allclose(square.astype(int), smooth(32, 48)[:, 8:40], atol=5)
 
 
-def test_a_note_that_is_damaged_leaves_the_picture_as_it_is():
+def test_a_note_that_is_damaged_leaves_the_image_as_it_is():
     encoded = encode(noise(16, 16), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     np.testing.assert_array_equal(read_square(encoded, 16), decode_square(encoded, 16))
 
@@ -150,21 +150,21 @@ def test_a_note_that_is_damaged_leaves_the_picture_as_it_is():
     ],
     ids=["empty", "text", "PNG", "JPEG", "TIFF", "WebP", "bomb", "smaller bomb", "program"],
 )
-def test_what_is_no_whole_picture_says_why(encoded, message):
-    with pytest.raises(PictureError, match=message) as caught:
+def test_what_is_no_whole_image_says_why(encoded, message):
+    with pytest.raises(ImageError, match=message) as caught:
         read_square(encoded, 16)
     assert str(caught.value)
 
 
 @given(st.sampled_from(["TIFF", "WEBP", "PPM", "TGA", "JPEG2000"]), st.data())
-def test_a_damaged_picture_is_a_picture_or_an_error(form, data):
+def test_a_damaged_image_is_an_image_or_an_error(form, data):
     encoded = bytearray(encode(noise(9, 9), form))
     for _ in range(data.draw(st.integers(1, 4))):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(PictureError):  # and no other
+    with contextlib.suppress(ImageError):  # and no other
         assert read_square(bytes(encoded), 8).shape == (8, 8, 3)
 
 
-def test_names_of_picture_files():
+def test_names_of_image_files():
     assert {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"} <= SUFFIXES
     assert not {".txt", ".pdf", ".eps", ".json"} & SUFFIXES

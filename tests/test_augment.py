@@ -98,7 +98,7 @@ def test_the_colour_pca_is_the_eigendecomposition_of_the_covariance():
     np.testing.assert_allclose(one_by_one.eigenvectors, pca.eigenvectors, atol=1e-6)
 
 
-def test_grey_pictures_vary_along_grey_alone():
+def test_grey_images_vary_along_grey_alone():
     grey = np.repeat(np.random.default_rng(3).integers(0, 256, (4, 6, 6, 1)), 3, -1)
     pca = fit_color_pca(grey)
     np.testing.assert_allclose(pca.eigenvectors[:, 0], 3**-0.5, rtol=1e-5)

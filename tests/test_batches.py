@@ -26,7 +26,7 @@ def png(image):
 
 @dataclasses.dataclass
 class Recording:
-    """Example i is a picture of the value i, with label 10 i; remembers what was read."""
+    """Example i is an image of the value i, with label 10 i; remembers what was read."""
 
     examples: int
     name: str = "recording"
@@ -133,7 +133,7 @@ def test_batches_are_permutations_by_however_many_processes(seed, examples, batc
 # Batches
 
 
-def test_a_batch_holds_the_pictures_labels_and_running_numbers_of_its_step():
+def test_a_batch_holds_the_images_labels_and_running_numbers_of_its_step():
     for step, batch in enumerate(train(Recording(10), 0, 5)):
         wanted = examples_of_step(5, step, 4, 10)
         assert (batch["image"].dtype, batch["image"].shape) == (np.uint8, (4, SIZE, SIZE, 3))
@@ -245,15 +245,15 @@ def test_a_file_that_does_not_decode_is_named_by_its_path(tmp_path):
         path.write_bytes(png(np.zeros((SIZE, SIZE, 3), np.uint8)))
     paths[4].write_bytes(b"this is text")
     source = sources.FolderSource("folder, split train", [str(p) for p in paths], np.zeros(6, np.int32))
-    with pytest.raises(UsageError, match="does not decode as a picture") as error:
+    with pytest.raises(UsageError, match="does not decode as an image") as error:
         train(source, 0, 2)
     message = str(error.value)
-    assert message.startswith(f"{paths[4]} does not decode as a picture (")
+    assert message.startswith(f"{paths[4]} does not decode as an image (")
     assert "JPEG, PNG, GIF" in message
     assert "Repair or remove it" in message
 
 
-def test_a_picture_that_is_cut_off_is_named(tmp_path):
+def test_an_image_that_is_cut_off_is_named(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     whole = tf.io.encode_jpeg(noise).numpy()
     for name, content in (("a.jpg", whole), ("b.jpg", whole[: len(whole) // 2])):
@@ -288,13 +288,13 @@ def record(image, **names):
 )
 def test_a_record_that_does_not_decode_is_named_by_its_key(names, wanted):
     records = [record(png(np.zeros((SIZE, SIZE, 3), np.uint8))) for _ in range(3)]
-    records[2] = record(b"no picture", **names)
+    records[2] = record(b"no image", **names)
     with pytest.raises(UsageError) as error:
         list(eval_batches(sources.RecordSource("small, split val", records), batch_size=2, image_size=SIZE))
-    assert str(error.value).startswith(f"{wanted} does not decode as a picture")
+    assert str(error.value).startswith(f"{wanted} does not decode as an image")
 
 
-def test_an_error_that_is_no_picture_s_fault_is_not_hidden():
+def test_an_error_that_is_no_image_s_fault_is_not_hidden():
     class Failing(Recording):
         def read(self, indices):
             if len(indices) > 1:
@@ -307,7 +307,7 @@ def test_an_error_that_is_no_picture_s_fault_is_not_hidden():
 
 @dataclasses.dataclass
 class Broken(Recording):
-    """Some examples are no pictures; those of the numbers in `slow` take their time."""
+    """Some examples are no images; those of the numbers in `slow` take their time."""
 
     broken: tuple = ()
     slow: tuple = ()
@@ -318,8 +318,8 @@ class Broken(Recording):
         return [b"text" if i in self.broken else e for i, e in zip(indices, encoded, strict=True)], labels
 
 
-def test_an_error_comes_at_its_own_step_and_names_the_first_picture():
-    """Whatever is found first in time: later steps, and later pictures of the step, are read at once."""
+def test_an_error_comes_at_its_own_step_and_names_the_first_image():
+    """Whatever is found first in time: later steps, and later images of the step, are read at once."""
     batch_size, step = 24, 3
     here, later = (examples_of_step(5, s, batch_size, 200) for s in (step, step + 1))
     source = Broken(200, broken=(*here[[2, 20]], *later[:2]), slow=here[[0]])
@@ -328,7 +328,7 @@ def test_an_error_comes_at_its_own_step_and_names_the_first_picture():
         assert next(batches)["label"].tolist() == (10 * examples_of_step(5, i, batch_size, 200)).tolist()
     with pytest.raises(UsageError) as error:
         next(batches)
-    assert str(error.value).startswith(f"example {here[2]} does not decode as a picture (it begins with b'text'")
+    assert str(error.value).startswith(f"example {here[2]} does not decode as an image (it begins with b'text'")
     assert "Traceback" not in str(error.value)
     with pytest.raises(StopIteration):
         next(batches)
@@ -408,11 +408,11 @@ print("done")
 def ten_epochs():
     """Prints the peak of memory at the start, after epoch 2 and after epoch 10."""
     rng = np.random.default_rng(0)
-    pictures = [
+    images = [
         tf.io.encode_jpeg(np.kron(rng.integers(0, 256, (30, 40 + i % 8, 3)), np.ones((10, 10, 1))).astype(np.uint8))
         for i in range(512)
     ]
-    source = sources.RecordSource("small, split train", [record(picture.numpy()) for picture in pictures])
+    source = sources.RecordSource("small, split train", [record(image.numpy()) for image in images])
     print(apart.peak())
     for step, _ in enumerate(train_batches(source, seed=0, batch_size=128, image_size=256, start=0, stop=40), start=1):
         if step in (8, 40):

@@ -7,7 +7,7 @@ import pytest
 from alexnet_jax import PAPER, QUICKSTART, SLIDES, cli
 from alexnet_jax.training.communication import communication
 
-# Maps and neurons that cross for each picture, from the paper's sizes: into conv3 (13 x 13 x 256),
+# Maps and neurons that cross for each image, from the paper's sizes: into conv3 (13 x 13 x 256),
 # fc6 (6 x 6 x 256), fc7, fc8, and the logits.
 CROSSING = 13 * 13 * 256 + 6 * 6 * 256 + 4096 + 4096 + 1000
 
@@ -53,7 +53,7 @@ def test_the_weird_trick_sends_the_gradients_of_convolutions_and_the_outputs_of_
     rows = rows_of(communication(PAPER, kind="weird_trick", tower=1, devices=devices, batch_size=batch))
     convolutions = 34_944 + 307_456 + 885_120 + 663_936 + 442_624
     assert rows["gradients", "psum", "data and tower"] == 2 * (devices - 1) * 4 * convolutions // devices
-    # Each device tells its pictures' 9216 numbers to the seven others; back comes the sum of what they found.
+    # Each device tells its images' 9216 numbers to the seven others; back comes the sum of what they found.
     assert rows["into_fc6", "all_gather", "data and tower"] == (devices - 1) * (batch // devices) * 4 * 9216
     assert rows["into_fc6 backward", "reduce_scatter", "data and tower"] == 7 * (batch // devices) * 4 * 9216
     # Of 4096 neurons it tells its own 512: to the three that have the same tower's, then, joined, to the other tower.

@@ -189,7 +189,7 @@ def test_an_unknown_field_that_is_near_to_none_is_answered_with_all():
     assert all(name in str(error.value) for name in FIELDS)
 
 
-def test_pictures_smaller_than_the_network_s_input_are_refused():
+def test_images_smaller_than_the_network_s_input_are_refused():
     size = networks.NAMED["PAPER"][0].size
     config_lib.check(config_with("image_size", size))
     with pytest.raises(UsageError) as error:

@@ -44,7 +44,7 @@ def mean_file(golden, tmp_path):
 
 
 def assert_same_answers(weights, golden, logits):
-    """The golden pictures' probabilities are those of the logits, to 1e-4 of the largest, and so are the five best."""
+    """The golden images' probabilities are those of the logits, to 1e-4 of the largest, and so are the five best."""
     images = golden["blocks"].repeat(32, 1).repeat(32, 2)  # (N, 256, 256, 3)
     probabilities = np.asarray(weights.predict(images))
     wanted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -439,7 +439,7 @@ def test_a_run_gives_its_weights_and_statistics(workdir, tmp_path):
     assert again.predict(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 9)
     np.testing.assert_array_equal(again.mean_image, np.full((32, 32, 3), 127.5))
     np.testing.assert_array_equal(again.pca.eigenvalues, statistics_of(32).pca.eigenvalues)
-    assert again.classes == "9 classes of pictures"
+    assert again.classes == "9 classes of images"
     assert again.source == "step 3 of the run run (QUICKSTART)"
     assert_same_params(convert.read(tmp_path / "run.safetensors"), weights)
 
@@ -502,7 +502,7 @@ def test_the_command_says_what_it_read_assumed_and_wrote(mean_file, tmp_path, ca
         "Read: Caffe's AlexNet, alexnet.caffemodel, with the mean mean.binaryproto\n"
         f"Parameters: {count:,}\n"
         "Classes: 10 classes, in the order of the training that made the weights\n"
-        "Pictures: RGB pixels in 0..255, the shorter side rescaled to 256 and the central 256 x 256 cut out; the "
+        "Images: RGB pixels in 0..255, the shorter side rescaled to 256 and the central 256 x 256 cut out; the "
         "network sees 227 x 227 of it, less the mean image at the crop's place\n"
         f"Wrote: {dest}\n"
     )

@@ -43,7 +43,7 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
 
 
-def picture(seed):
+def image(seed):
     return np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 
@@ -54,11 +54,11 @@ def save(path, pixels):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three classes, each with eight pictures to train on and three to evaluate on."""
+    """Three classes, each with eight images to train on and three to evaluate on."""
     root = tmp_path / "pictures"
     for label, name in enumerate(CLASSES):
         for i in range(11):
-            save(root / ("train" if i < 8 else "val") / name / f"{i}.png", picture((label, i)))
+            save(root / ("train" if i < 8 else "val") / name / f"{i}.png", image((label, i)))
     return root
 
 
@@ -131,7 +131,7 @@ def seen(split, source, duplicates="all", size=16):
 
 
 def labelled(split, values, source=None):
-    """What was seen of a split with these labels, and no pictures."""
+    """What was seen of a split with these labels, and no images."""
     return checks.Seen(split, source or InMemory(np.zeros(len(values)), values), labels=dict(enumerate(values)))
 
 
@@ -145,11 +145,11 @@ def test_a_healthy_folder_passes_and_nothing_is_left_in_the_workdir(examine, fol
     assert "24 to train on" in found["examples"].text
     assert found["classes, train"].text == "3 classes of 8 examples"
     assert found["duplicates, across"].text == (
-        "none with exactly the same pixels: compared all 9 pictures to evaluate on with all 24 to train on"
+        "none with exactly the same pixels: compared all 9 images to evaluate on with all 24 to train on"
     )
-    pixels = np.stack([picture((label, i)) for label in range(3) for i in range(8)])
+    pixels = np.stack([image((label, i)) for label in range(3) for i in range(8)])
     mean = ", ".join(f"{value:.1f}" for value in pixels.mean((0, 1, 2)))
-    assert f"of 24 pictures: mean RGB ({mean}), colour variances (0.08" in found["colours"].text
+    assert f"of 24 images: mean RGB ({mean}), colour variances (0.08" in found["colours"].text
 
 
 def test_the_command_times_a_healthy_folder_writes_the_sheet_and_ends_well(folder, tmp_path, monkeypatch, capsys):
@@ -167,7 +167,7 @@ def test_the_command_times_a_healthy_folder_writes_the_sheet_and_ends_well(folde
 
 
 def test_the_command_ends_with_1_after_a_problem_and_tells_the_rest(not_timed, folder, tmp_path, capsys):
-    (folder / "train" / "cat" / "0.png").write_bytes(b"no picture")
+    (folder / "train" / "cat" / "0.png").write_bytes(b"no image")
     config = [f"--config={ROOT}/configs/quickstart.py", f"--config.dataset=folder:{folder}"]
     with pytest.raises(SystemExit) as stop:
         cli.main(["doctor", *config, f"--output={tmp_path}"])
@@ -175,7 +175,7 @@ def test_the_command_ends_with_1_after_a_problem_and_tells_the_rest(not_timed, f
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "1 problem, 0 warnings"
     (problem,) = (line for line in lines if line.startswith("problem"))
-    assert problem.startswith(f"problem  pictures, train: 1 of all 24 do not decode: {folder}/train/cat/0.png (")
+    assert problem.startswith(f"problem  images, train: 1 of all 24 do not decode: {folder}/train/cat/0.png (")
     assert any(line.startswith("ok       duplicates, across: ") for line in lines)
 
 
@@ -293,7 +293,7 @@ def test_towers_on_two_devices_are_told(monkeypatch):
     config = config_for("digits")
     config.mesh.tower = 2
     text = only(machine.devices(config))[1]
-    assert "mesh 1 x 2 (data x tower), each with 1 of the network's towers and 8 of a batch's 8 pictures" in text
+    assert "mesh 1 x 2 (data x tower), each with 1 of the network's towers and 8 of a batch's 8 images" in text
 
 
 @pytest.mark.parametrize(("free", "level"), [(6_890_000, "problem"), (6_900_000, "ok")])
@@ -342,24 +342,24 @@ def test_folders_that_differ_between_the_splits(examine, folder):
     assert "no examples of zebra in the split" in found["classes, evaluation"].text
 
 
-def test_a_folder_without_pictures(examine, folder):
+def test_a_folder_without_images(examine, folder):
     for path in (folder / "train" / "dog").iterdir():
         path.unlink()
     assert "no examples of dog: 1 of 3 classes" in examine()["classes, train"].text
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_broken_pictures_are_all_named(split, examine, folder):
+def test_broken_images_are_all_named(split, examine, folder):
     content = {"cut.png": (folder / "train/cat/0.png").read_bytes()[:300], "empty.png": b"", "text.jpg": b"some text"}
     for name, broken in content.items():
         (folder / split / "dog" / name).write_bytes(broken)
-    found = examine()[f"pictures, {'train' if split == 'train' else 'evaluation'}"]
+    found = examine()[f"images, {'train' if split == 'train' else 'evaluation'}"]
     assert found.level == "problem"
     assert found.text.startswith(f"3 of all {27 if split == 'train' else 12} do not decode: ")
     assert all(f"{folder}/{split}/dog/{name} (" in found.text for name in content)
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_looked_at(folder):
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_looked_at(folder):
     paths = sorted(map(str, folder.glob("train/*/*.png")))
     source = FolderSource("split train", [*paths, f"{folder}/gone.png"], np.zeros(25, np.int32))
     looked = seen("train", source, size=SIDE)
@@ -413,14 +413,14 @@ def test_the_classes_of_imagenet(fewest, level):
 
 
 def imagenet(names, values, synsets=None, **changes):
-    """ImageNet with pictures of these file names and labels, in both splits."""
+    """ImageNet with images of these file names and labels, in both splits."""
     splits = [in_memory(len(names), names=names) for _ in range(2)]
     for split in splits:
         split.labels[:] = values
     return Dataset(*splits, 1000, synsets or labels.synsets(), None)
 
 
-TRUE = {  # the first and the last class, and what the rest of the world has for the first validation pictures
+TRUE = {  # the first and the last class, and what the rest of the world has for the first validation images
     "n01440764_10026.JPEG": 0,
     "n15075141_7.JPEG": 999,
     "ILSVRC2012_val_00000001.JPEG": 65,
@@ -438,7 +438,7 @@ def test_the_label_order_of_imagenet():
 
     assert found(imagenet(names, values)) == (
         "ok",
-        "TFDS's 1,000 synsets in order; 10 pictures have the label of their file's name",
+        "TFDS's 1,000 synsets in order; 10 images have the label of their file's name",
     )
     level, text = found(imagenet(names, [0, 999, 66, 970, 230]))
     assert level == "problem"
@@ -458,7 +458,7 @@ def test_file_names_that_tell_nothing():
 
 
 def photographs(mean, values, count=64):
-    """Pictures of one colour each, with these means and these independent variances of pixels in [0, 1]."""
+    """Images of one colour each, with these means and these independent variances of pixels in [0, 1]."""
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(count, 3))
     draws = (draws - draws.mean(0)) / draws.std(0)
@@ -488,18 +488,18 @@ def changed(statistics, mean=lambda image: image, values=lambda values: values):
         ({"values": lambda v: v / [1, 1, 2.1]}, "The colour variances differ by a factor 2.1; accepted is 2."),
     ],
 )
-def test_stored_statistics_that_are_not_those_of_the_pictures(change, why):
+def test_stored_statistics_that_are_not_those_of_the_images(change, why):
     source = photographs((120, 100, 60), (0.02, 0.01, 0.005))
     data = Dataset(source, source, 1, None, changed(statistics_of(source), **change))
     level, text = only(checks.colours(config_for("any"), data, seen("train", source)))
     assert level == ("problem" if why else "ok")
     assert why in text
-    assert ("The stored statistics are not of these pictures" in text) == bool(why)
+    assert ("The stored statistics are not of these images" in text) == bool(why)
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_colours_that_are_not_those_of_imagenet(whole, monkeypatch):
-    # Nothing is stored here, so the pictures' own are compared with the known ones.
+    # Nothing is stored here, so the images' own are compared with the known ones.
     monkeypatch.setattr(checks, "is_all_of_imagenet", lambda config, data: whole)
     monkeypatch.setattr(checks, "IMAGENET_EIGENVALUES", (0.01, 0.006, 0.003))
 
@@ -518,18 +518,16 @@ def test_colours_that_are_not_those_of_imagenet(whole, monkeypatch):
 # Duplicates
 
 
-def test_pictures_in_both_splits(examine, folder):
-    # Another compression of the same pixels is the same picture.
+def test_images_in_both_splits(examine, folder):
+    # Another compression of the same pixels is the same image.
     Image.open(folder / "train/cat/3.png").save(folder / "val/cat/again.png", compress_level=0)
     found = examine()["duplicates, across"]
     assert found.level == "problem"
-    assert found.text.startswith(
-        "1 pictures to evaluate on are in the training split as well, 10.00%; accepted is 0.1% "
-    )
+    assert found.text.startswith("1 images to evaluate on are in the training split as well, 10.00%; accepted is 0.1% ")
     assert f"{folder}/val/cat/again.png = {folder}/train/cat/3.png" in found.text
 
 
-def test_pictures_that_are_in_a_split_twice(examine, folder):
+def test_images_that_are_in_a_split_twice(examine, folder):
     shutil.copy(folder / "train/cat/3.png", folder / "train/cat/copy.png")
     shutil.copy(folder / "train/cat/4.png", folder / "train/dog/copy.png")
     found = examine()
@@ -542,7 +540,7 @@ def test_pictures_that_are_in_a_split_twice(examine, folder):
 
 
 @pytest.mark.parametrize(("evaluated", "level"), [(999, "problem"), (1001, "warning")])
-def test_a_few_pictures_in_both_splits_are_a_warning(evaluated, level):
+def test_a_few_images_in_both_splits_are_a_warning(evaluated, level):
     train, evaluation = in_memory(20, size=4), in_memory(evaluated, size=4)
     evaluation.pixels[5] = train.pixels[2]
     found = only(checks.twice_across(seen("train", train, size=4), seen("evaluation", evaluation, size=4)))
@@ -584,7 +582,7 @@ def test_without_duplicates_none_are_looked_for(not_timed, folder, tmp_path):
 
 @pytest.fixture
 def run_of(monkeypatch):
-    """A function that makes a run of the tiny network, on pictures that take their time."""
+    """A function that makes a run of the tiny network, on images that take their time."""
     monkeypatch.setattr(speed, "SECONDS", 0.5)
     recipe = tiny.recipe_of(tiny.place())
 
@@ -599,7 +597,7 @@ def run_of(monkeypatch):
 def test_a_slow_source_is_seen(run_of):
     run = run_of(0.02)
     rates = speed.measure(run)
-    # A batch is one part of eight pictures, and two batches are on their way at a time.
+    # A batch is one part of eight images, and two batches are on their way at a time.
     assert 20 < rates.loader <= 2 * 8 / (8 * 0.02)
     assert rates.step > 3 * rates.loader
     assert rates.together < 3 * rates.loader
@@ -633,7 +631,7 @@ def test_the_time_of_a_step_that_is_not_counted_is_not_taken(run_of, monkeypatch
     assert device.now == 4
 
 
-def test_pictures_that_cannot_be_read_leave_the_speed_unknown(run_of):
+def test_images_that_cannot_be_read_leave_the_speed_unknown(run_of):
     run = run_of(0.0)
     broken = dataclasses.replace(run.data, train=FolderSource("split train", ["/none.png"] * 8, np.zeros(8, np.int32)))
     level, text = only(speed.who_waits(dataclasses.replace(run, data=broken)))
@@ -644,10 +642,10 @@ def test_pictures_that_cannot_be_read_leave_the_speed_unknown(run_of):
 @pytest.mark.parametrize(
     ("loader", "together", "shared", "level", "wanted"),
     [
-        (1000, 990, False, "ok", "waits for pictures 1.0% of the time"),
+        (1000, 990, False, "ok", "waits for images 1.0% of the time"),
         (800, 790, False, "warning", "21.0% of the time; accepted are 3%. Prepare the data once"),
         (2000, 900, False, "warning", "10.0% of the time; accepted are 3%. The loader alone is fast enough"),
-        (2000, 600, True, "ok", "together 600 (they share the CPU's cores); the network waits for pictures 0.0%"),
+        (2000, 600, True, "ok", "together 600 (they share the CPU's cores); the network waits for images 0.0%"),
         (900, 450, True, "warning", "10.0% of the time; accepted are 3%. Prepare the data once"),
     ],
 )
@@ -698,7 +696,7 @@ def test_the_sheet_shows_the_pixels_of_the_augmentation(changes, not_timed, fold
 
 
 def shown(config, pixels, index, statistics):
-    """What a picture becomes, the mean added back, by the functions of `augment` alone."""
+    """What an image becomes, the mean added back, by the functions of `augment` alone."""
     size, key = 28, jax.random.split(jax.random.key(config.seed), 3)[1]
     crop, flip, _ = jax.random.split(jax.random.fold_in(key, index // config.augment.group), 3)
     color = jax.random.split(jax.random.fold_in(key, index), 3)[2]
@@ -714,11 +712,11 @@ def shown(config, pixels, index, statistics):
     return np.clip(np.round(image), 0, 255).astype(int)
 
 
-def test_pictures_that_do_not_decode_are_left_out_of_the_sheet(not_timed, folder, tmp_path):
+def test_images_that_do_not_decode_are_left_out_of_the_sheet(not_timed, folder, tmp_path):
     for path in folder.glob("train/cat/*.png"):
         path.write_bytes(b"")
     found = by_check(doctor.examine(config_for(f"folder:{folder}"), workdir=tmp_path / "run", output=tmp_path))
-    assert "8 pictures as stored" in found["sheet"].text
+    assert "8 images as stored" in found["sheet"].text
 
 
 def test_where_nothing_decodes_there_is_no_sheet(not_timed, folder, tmp_path):
@@ -726,7 +724,7 @@ def test_where_nothing_decodes_there_is_no_sheet(not_timed, folder, tmp_path):
         path.write_bytes(b"")
     found = by_check(doctor.examine(config_for(f"folder:{folder}"), workdir=tmp_path / "run", output=tmp_path))
     assert "sheet" not in found
-    assert found["pictures, train"].text.startswith("24 of all 24 do not decode: ")
+    assert found["images, train"].text.startswith("24 of all 24 do not decode: ")
     assert not (tmp_path / "doctor.png").exists()
 
 

@@ -250,7 +250,7 @@ class State:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Thirty pictures of five classes, and two of a sixth in another data set."""
+    """Thirty images of five classes, and two of a sixth in another data set."""
     root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for k in range(32):
         path = root / ("five" if k < 30 else "other") / "val" / f"class{k % 5 if k < 30 else k}" / f"{k}.png"

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of three classes, two pictures of each in train and one in val."""
+    """A folder of three classes, two images of each in train and one in val."""
     root = tmp_path / "pictures"
     for label, name in enumerate(("cat", "dog", "zebra")):
         for path in (f"train/{name}/1.png", f"train/{name}/2.png", f"val/{name}/3.png"):
@@ -79,7 +79,7 @@ def test_a_folder_that_is_not_there(message_of, tmp_path):
 
 
 @pytest.mark.parametrize("inside", ["", "train", "train/cat", "train/cat/readme.txt", "train/1.png"])
-def test_a_folder_without_pictures_in_class_folders(message_of, tmp_path, inside):
+def test_a_folder_without_images_in_class_folders(message_of, tmp_path, inside):
     root = tmp_path / "pictures"
     if Path(inside).suffix:
         (root / inside).parent.mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_a_folder_without_pictures_in_class_folders(message_of, tmp_path, inside
     else:
         (root / inside).mkdir(parents=True)
     message = message_of(config_for(f"folder:{root}"))
-    assert f"folder:{root} holds no pictures in class folders. Fill it so that " in message
+    assert f"folder:{root} holds no images in class folders. Fill it so that " in message
     assert "train/cat/1.jpg" in message
 
 
@@ -96,7 +96,7 @@ def test_a_folder_of_which_one_split_is_empty(message_of, folder, empty):
     for path in (folder / empty).glob("*/*"):
         path.unlink()
     message = message_of(config_for(f"folder:{folder}"))
-    assert f"folder:{folder}/{empty} holds no pictures in class folders" in message
+    assert f"folder:{folder}/{empty} holds no images in class folders" in message
 
 
 def test_a_split_that_is_not_there(message_of, folder):
@@ -113,17 +113,17 @@ def test_labels_outside_the_classes(message_of, folder):
 
 
 @pytest.mark.parametrize("path", ["train/dog/text.jpg", "val/cat/text.png"])
-def test_a_file_that_is_no_picture_is_found_before_training(message_of, folder, path):
-    (folder / path).write_text("I am no picture")
+def test_a_file_that_is_no_image_is_found_before_training(message_of, folder, path):
+    (folder / path).write_text("I am no image")
     message = message_of(config_for(f"folder:{folder}"))
-    assert message.startswith(f"{folder / path} does not decode as a picture (")
+    assert message.startswith(f"{folder / path} does not decode as an image (")
     assert "Accepted are JPEG, PNG, GIF and BMP" in message
     assert "Repair or remove it" in message
 
 
 def test_a_run_that_was_refused_can_be_started_again_once_that_is_mended(message_of, folder, tmp_path):
     bad = folder / "val" / "cat" / "text.png"
-    bad.write_text("I am no picture")
+    bad.write_text("I am no image")
     message_of(config_for(f"folder:{folder}"))
     bad.unlink()
     setup.set_up(config_for(f"folder:{folder}"), tmp_path / "run")

@@ -19,7 +19,7 @@ LINEAR = (Input(CROP), Flatten(), Dense(CLASSES))
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
+class Images:
     images: np.ndarray
     labels: np.ndarray
     name: str = "made up"
@@ -40,7 +40,7 @@ def png(image):
 @pytest.fixture(scope="module")
 def problem():
     rng = np.random.default_rng(0)
-    source = Pictures(
+    source = Images(
         rng.integers(0, 256, (EXAMPLES, SIZE, SIZE, 3), np.uint8), rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
     )
     mean = rng.uniform(0, 255, (SIZE, SIZE, 3)).astype(np.float32)
@@ -59,7 +59,7 @@ def by_numpy(source, statistics, params, views, mean_at="crop"):
         for i, j, step in chosen:
             there = np.s_[i : i + CROP, j : j + CROP]
             crop = image[there][:, ::step].astype(np.float64)
-            # The 2012 program mirrors the picture, not the mean.
+            # The 2012 program mirrors the image, not the mean.
             crop -= statistics.mean_image[there][:, ::step] if mean_at == "crop" else statistics.mean_image[1:-1, 1:-1]
             logits = crop.reshape(-1) @ params["fc1"]["kernel"][0].astype(np.float64) + params["fc1"]["bias"][0]
             average += np.exp(logits) / np.exp(logits).sum() / len(chosen)

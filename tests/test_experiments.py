@@ -630,13 +630,13 @@ def test_the_baseline_tells_stripes_apart_and_is_resumed_at_its_blocks(stripes, 
     monkeypatch.setattr(baseline, "BLOCK", 10)
     base = quickstart.get_config()
     base.dataset = f"folder:{stripes}"
-    of_picture, made = baseline.fisher_vector, []
+    of_image, made = baseline.fisher_vector, []
 
     def counted(image, vocabulary):
         made.append(image)
         if len(made) == 15:
             raise KeyboardInterrupt
-        return of_picture(image, vocabulary)
+        return of_image(image, vocabulary)
 
     monkeypatch.setattr(baseline, "fisher_vector", counted)
     setting = setting_for(tmp_path / "out", base, seeds=1)
@@ -650,7 +650,7 @@ def test_the_baseline_tells_stripes_apart_and_is_resumed_at_its_blocks(stripes, 
     assert "45.7" in text
     with np.load(tmp_path / "out" / "seed0" / "train" / "00000000.npz") as file:
         assert file["vectors"].shape == (10, 4 * (4 + 2 * 4 * baseline.DIMENSIONS))
-        # Four vectors of length 1, of the picture and of its stripes.
+        # Four vectors of length 1, of the image and of its stripes.
         np.testing.assert_allclose(np.square(file["vectors"]).sum(1), 4, rtol=1e-4)
     with runs.alone(tmp_path / "out" / "seed0"), pytest.raises(UsageError, match="another process is at"):
         baseline.run(setting)
@@ -660,12 +660,12 @@ def test_the_baseline_tells_stripes_apart_and_is_resumed_at_its_blocks(stripes, 
 
 
 def test_the_baseline_asks_for_room_before_it_begins(tmp_path):
-    # 33,024 numbers of 4 bytes for each of a million pictures, twice
-    with pytest.raises(UsageError, match=r"1010000 pictures need 264 GB of memory; there are \d+ GB"):
+    # 33,024 numbers of 4 bytes for each of a million images, twice
+    with pytest.raises(UsageError, match=r"1010000 images need 264 GB of memory; there are \d+ GB"):
         baseline._check_room(1_000_000, 10_000, tmp_path)
 
 
-def test_dense_sift_is_of_points_all_over_the_picture():
+def test_dense_sift_is_of_points_all_over_the_image():
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     descriptors, heights = baseline.dense_sift(image)
     assert descriptors.shape == (13**2 + 11**2 + 9**2, 128)  # patches of 16, 24, 32 on 64 pixels, 4 apart

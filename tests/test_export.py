@@ -1,4 +1,4 @@
-"""What is exported gives the network's probabilities, in JAX and in TensorFlow, for any number of pictures."""
+"""What is exported gives the network's probabilities, in JAX and in TensorFlow, for any number of images."""
 
 import dataclasses
 import pathlib
@@ -37,7 +37,7 @@ def random_weights(architecture=TINY, seed=0, mean_at="crop"):
     )
 
 
-def pictures(n, size=16):
+def images(n, size=16):
     return np.random.default_rng(n).integers(0, 256, (n, size, size, 3), np.uint8)
 
 
@@ -70,8 +70,8 @@ def exported(tmp_path_factory):
 @pytest.mark.parametrize("format", export.LOADING)
 def test_an_export_gives_the_network_s_probabilities_at_any_batch_size(format, exported):
     for n in (1, 2, 5):
-        wanted = answers(random_weights(), pictures(n))
-        np.testing.assert_allclose(load(exported[format], format)(pictures(n)), wanted, rtol=1e-5)
+        wanted = answers(random_weights(), images(n))
+        np.testing.assert_allclose(load(exported[format], format)(images(n)), wanted, rtol=1e-5)
         assert np.ptp(wanted) > 1e-3  # of a network that sees something
 
 
@@ -79,11 +79,11 @@ def test_an_export_gives_the_network_s_probabilities_at_any_batch_size(format, e
 def test_ten_views_and_the_mean_s_place_are_part_of_an_export(format, tmp_path):
     weights = random_weights(mean_at="center")
     export.export(weights, tmp_path / "net", format=format, views=10)
-    given = load(tmp_path / "net", format)(pictures(3))
-    np.testing.assert_allclose(given, answers(weights, pictures(3), 10), rtol=1e-5)
+    given = load(tmp_path / "net", format)(images(3))
+    np.testing.assert_allclose(given, answers(weights, images(3), 10), rtol=1e-5)
     for other in (
-        answers(weights, pictures(3), 1),
-        answers(dataclasses.replace(weights, mean_at="crop"), pictures(3), 10),
+        answers(weights, images(3), 1),
+        answers(dataclasses.replace(weights, mean_at="crop"), images(3), 10),
     ):
         assert np.abs(given / other - 1).max() > 1e-3
 
@@ -117,7 +117,7 @@ def test_a_file_that_gives_other_numbers_is_reported_and_left_there(tmp_path, mo
         path.write_bytes(content.replace(bias, bias[::-1]))
 
     monkeypatch.setattr(export, "write_whole", write_damaged)
-    with pytest.raises(UsageError, match=r"net was written, but for random pictures, 1 at a time, .* Do not use it"):
+    with pytest.raises(UsageError, match=r"net was written, but for random images, 1 at a time, .* Do not use it"):
         export.export(weights, tmp_path / "net", format="stablehlo")
     assert (tmp_path / "net").exists()
 
@@ -148,7 +148,7 @@ def test_an_export_replaces_an_earlier_one_when_it_is_complete(format, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         export.export(first, path, format=format)
     assert [found.name for found in tmp_path.iterdir()] == ["net"]
-    np.testing.assert_allclose(load(path, format)(pictures(2)), answers(second, pictures(2)), rtol=1e-5)
+    np.testing.assert_allclose(load(path, format)(images(2)), answers(second, images(2)), rtol=1e-5)
 
 
 def test_paths_that_cannot_be_written_are_refused_before_the_weights_are_read(tmp_path, capsys):
@@ -187,9 +187,9 @@ def test_the_command_tells_what_it_wrote_and_how_to_use_it(format, tmp_path, cap
     assert re.fullmatch(rf"Wrote: {path} \(0\.\d MB\)", wrote)
     assert others == [
         f"Input: images (n, 16, 16, 3) uint8: {weights.preprocessing}",
-        "Output: probabilities (n, 5) float32; views of a picture: 1",
+        "Output: probabilities (n, 5) float32; views of an image: 1",
         "Classes: some classes in some order",
-        "Checked: of random pictures, one and three at a time, it gives the network's own probabilities",
+        "Checked: of random images, one and three at a time, it gives the network's own probabilities",
         f"To use it: {export.LOADING[format].format(path=str(path))}",
     ]
 

@@ -39,7 +39,7 @@ def index_of(path, dtype="float32"):
 
 
 @pytest.mark.parametrize("dtype", features.DTYPES)
-def test_the_file_holds_what_the_layer_makes_of_each_picture_in_order(tmp_path, dtype):
+def test_the_file_holds_what_the_layer_makes_of_each_image_in_order(tmp_path, dtype):
     index, batch = index_of(tmp_path / "index.npz", dtype), batch_of(2, n=21)
     wanted = Trained.of(weights(), batch_size=8).features(batch["image"], "relu4")
     np.testing.assert_array_equal(index.vectors, wanted.astype(features.DTYPES[dtype]))
@@ -87,7 +87,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     class Breaks(Described):
         def describe(self, index):
             if index == 20:
-                raise UsageError("the last picture is gone")
+                raise UsageError("the last image is gone")
             return super().describe(index)
 
     path = index_of(tmp_path / "index.npz").path
@@ -107,7 +107,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Weights, and a folder with 240 pictures of 16 x 16 in two classes."""
+    """Weights, and a folder with 240 images of 16 x 16 in two classes."""
     root = tmp_path_factory.mktemp("world")
     convert.write(weights(), root / "w.safetensors")
     for i, image in enumerate(batch_of(7, n=240)["image"]):
@@ -125,14 +125,14 @@ def call(text):
     options.run(options)
 
 
-def test_a_picture_finds_itself_first(world, capsys):
+def test_an_image_finds_itself_first(world, capsys):
     network = f"--weights={world}/w.safetensors"
     call(f"features {network} --dataset=folder:{world}/pictures --output={world}/index.npz")
-    assert "16 numbers of relu4 for 240 pictures" in capsys.readouterr().out
+    assert "16 numbers of relu4 for 240 images" in capsys.readouterr().out
     image = next((world / "pictures" / "train" / "dog").iterdir())
     call(f"retrieve {image} {network} --index={world}/index.npz --top=3")
     exact = capsys.readouterr().out.splitlines()
-    assert exact[0].startswith(f"{image}, by relu4 among 240 pictures of folder:")
+    assert exact[0].startswith(f"{image}, by relu4 among 240 images of folder:")
     distance, name, place = exact[1].split()
     assert (len(exact), name, place) == (4, "dog", str(image))
     assert float(distance) < 1e-5  # not 0: batches of other sizes are rounded otherwise
@@ -144,8 +144,8 @@ def test_codes_are_made_measured_and_searched(world, capsys, monkeypatch):
     call(f"features {network} --dataset=folder:{world}/pictures --output={world}/c.npz --dtype=bfloat16")
     call(f"codes --index={world}/c.npz --bits=32 --output={world}/codes.npz")
     told = capsys.readouterr().out
-    assert "Bytes per picture: 4; of features 32" in told
-    assert "Queries: 24 pictures that the auto-encoder did not learn from" in told
+    assert "Bytes per image: 4; of features 32" in told
+    assert "Queries: 24 images that the auto-encoder did not learn from" in told
     image = world / "pictures" / "train" / "cat" / "000.png"
     call(f"retrieve {image} {network} --index={world}/c.npz --codes={world}/codes.npz")
     assert capsys.readouterr().out.splitlines()[1].endswith(f"cat  {image}")
@@ -153,13 +153,13 @@ def test_codes_are_made_measured_and_searched(world, capsys, monkeypatch):
 
 def test_what_cannot_be_is_told(world, tmp_path):
     network, index = f"--weights={world}/w.safetensors", index_of(tmp_path / "index.npz").path
-    (tmp_path / "no.jpg").write_bytes(b"no picture")
+    (tmp_path / "no.jpg").write_bytes(b"no image")
     cv2.imwrite(str(tmp_path / "dot.png"), np.zeros((1, 1, 3), np.uint8))
     convert.write(with_bias("fc5", 1), tmp_path / "other.safetensors")
-    call(f"retrieve {tmp_path}/dot.png {network} --index={index}")  # a single pixel is a picture, of one colour
+    call(f"retrieve {tmp_path}/dot.png {network} --index={index}")  # a single pixel is an image, of one colour
     data = f"--dataset=folder:{world}/pictures"
     for text, words in {
-        f"retrieve {tmp_path}/no.jpg {network} --index={index}": "no.jpg does not decode as a picture",
+        f"retrieve {tmp_path}/no.jpg {network} --index={index}": "no.jpg does not decode as an image",
         f"retrieve {tmp_path}/gone.jpg {network} --index={index}": "gone.jpg cannot be read",
         f"retrieve x --weights={tmp_path}/other.safetensors --index={index}": "holds features of another network",
         f"codes --index={index} --output={tmp_path}/c.npz --bits=5": "bits is 5; accepted are multiples of 32",

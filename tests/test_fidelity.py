@@ -29,10 +29,10 @@ from alexnet_jax import (
 from alexnet_jax.network import networks
 from alexnet_jax.network.architectures import layer_names
 from alexnet_jax.training import optimizer
+from alexnet_jax.training import step as step_lib
 from alexnet_jax.training.augment import ColorPCA
 from alexnet_jax.training.recipe import Recipe
 from alexnet_jax.training.statistics import Statistics
-from alexnet_jax.training import step as step_lib
 from alexnet_jax.training.step import TrainState, adjust_rate
 from configs import alexnet
 
@@ -81,7 +81,7 @@ def pixels(architecture):
 
 
 def zeros(architecture):
-    """How many rows of the first window of conv1, and of the last, are picture and not zeros."""
+    """How many rows of the first window of conv1, and of the last, are image and not zeros."""
     conv = dataclasses.replace(first(architecture, Conv), maps=1)
     params = {"conv1": {"kernel": jnp.ones((1, 11, 11, 1, 1)), "bias": jnp.zeros((1, 1))}}
     sums = outputs((conv,), jnp.ones((1, *2 * [architecture[0].size], 1)), params=params)["conv1"][0, ..., 0]
@@ -170,7 +170,7 @@ def halving(architecture):
 
 
 def scale(architecture):
-    """What a picture of 100s is to the first layer."""
+    """What an image of 100s is to the first layer."""
     net = AlexNet((dataclasses.replace(architecture[0], size=1, towers=1), Flatten(), Dense(3)))
     params = {"fc1": {"kernel": jnp.eye(3)[None], "bias": jnp.zeros((1, 3))}}
     return list(np.asarray(net.apply({"params": params}, jnp.full((1, 1, 1, 3), 100.0))[0]))
@@ -305,7 +305,7 @@ def state_of(recipe, epoch):
 
 
 def augmented(recipe, image, mean_image, n=64, step=0):
-    """The same picture, augmented as n examples in a row."""
+    """The same image, augmented as n examples in a row."""
     pca = ColorPCA(jnp.eye(3), jnp.array([0.04, 0.0, 0.0]))
     batch = {"index": jnp.arange(n, dtype=jnp.uint32), "image": jnp.broadcast_to(image, (n, *image.shape))}
     return np.asarray(step_lib.augmented(recipe, batch, Statistics(mean_image, pca), step))

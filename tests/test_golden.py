@@ -121,7 +121,7 @@ def test_logits_loss_and_gradients_equal_pytorch_s(name, width):
 def test_twenty_steps_of_the_paper_s_rule_equal_its_formula_in_pytorch():
     recipe = recipe_of(place(architecture=TRAINED), TRAINED, crop=False, flip=False, pca_std=0.0)
     recipe = dataclasses.replace(recipe, update_rule="paper", learning_rate=weights.RATE)
-    arrays, (pictures, labels, mean) = weights.parameters("TRAINED"), weights.training_set()
+    arrays, (images, labels, mean) = weights.parameters("TRAINED"), weights.training_set()
     state = init_state(recipe=recipe).replace(params=to_ours(arrays, TRAINED))
     state = jax.device_put(state, state_shardings(state, recipe))
     statistics, losses = Statistics(mean, statistics_of().pca), []
@@ -129,7 +129,7 @@ def test_twenty_steps_of_the_paper_s_rule_equal_its_formula_in_pytorch():
         if step == 10:
             state = state.replace(schedule=state.schedule._replace(scale=0.1 * state.schedule.scale))
         rows = np.arange(8) + 8 * (step % 4)
-        batch = {"image": pictures[rows], "label": labels[rows], "index": rows.astype(np.uint32)}
+        batch = {"image": images[rows], "label": labels[rows], "index": rows.astype(np.uint32)}
         state, metrics = train_step(state, put(batch, recipe), statistics, recipe=recipe)
         losses.append(float(metrics["loss"]))
     for loss, wanted in zip(losses, GOLDEN["TRAINED/losses"], strict=True):

@@ -228,24 +228,24 @@ def test_sigterm_to_one_process_stops_both_at_the_same_step(asked, two_devices, 
 
 
 @pytest.mark.slow
-def test_a_picture_that_one_process_cannot_read_ends_both(data_dir, tmp_path):
-    """The survey reads every picture before training: this one breaks later."""
-    pictures = tmp_path / "pictures"
+def test_an_image_that_one_process_cannot_read_ends_both(data_dir, tmp_path):
+    """The survey reads every image before training: this one breaks later."""
+    images = tmp_path / "pictures"
     for split, count in (("train", 64), ("val", 4)):
         for i in range(count):
-            path = pictures / split / f"class{i % 10}" / f"{i}.png"
+            path = images / split / f"class{i % 10}" / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(path)
-    workdir, arguments = tmp_path / "run", (f"--config.dataset=folder:{pictures}", "--config.batch_size=16")
+    workdir, arguments = tmp_path / "run", (f"--config.dataset=folder:{images}", "--config.batch_size=16")
     processes = start_two(workdir, data_dir, "--config.eval_batch_size=4", *arguments, "--config.num_steps=2000")
     wait_for_checkpoint(workdir, processes)
-    for path in pictures.glob("train/class3/*.png"):
-        path.write_text("I am no picture any more")
+    for path in images.glob("train/class3/*.png"):
+        path.write_text("I am no image any more")
     began = time.monotonic()
     ended = end(processes)
     assert time.monotonic() - began < 60
     assert {code for code, *_ in ended} <= {1, -signal.SIGABRT}
-    assert any("does not decode as a picture" in shown for *_, shown in ended)
+    assert any("does not decode as an image" in shown for *_, shown in ended)
     assert any("it stops, and the others with it" in shown for *_, shown in ended)
 
 

@@ -6,7 +6,7 @@ import small_imagenet as small
 from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 
 from alexnet_jax.data import imagenet, labels, sources
-from alexnet_jax.data.images import PictureError, decode_square
+from alexnet_jax.data.images import ImageError, decode_square
 from alexnet_jax.errors import UsageError
 
 
@@ -23,11 +23,11 @@ def test_odd_files_become_what_tfds_stores():
         stored = imagenet.as_tfds_stores(name, content)
         assert stored[:2] == b"\xff\xd8"
         assert stored != content
-        near = np.abs(decode_square(stored, 40).astype(int) - small.picture(name, (40, 50))[:, 5:45])
+        near = np.abs(decode_square(stored, 40).astype(int) - small.image(name, (40, 50))[:, 5:45])
         assert near.mean() < 3
     assert imagenet.as_tfds_stores("n01440764_1.JPEG", content) is content
     for name in (small.CMYK, small.PNG):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             imagenet.as_tfds_stores(name, b"\xff\xd8 broken")
 
 

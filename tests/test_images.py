@@ -1,4 +1,4 @@
-"""Pictures as the paper wants them: against float64, against other decoders, and what is broken in them."""
+"""Images as the paper wants them: against float64, against other decoders, and what is broken in them."""
 
 import collections
 import io
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from alexnet_jax.data.batches import eval_batches, train_batches
-from alexnet_jax.data.images import MAX_PIXELS, PictureError, decode_square
+from alexnet_jax.data.images import MAX_PIXELS, ImageError, decode_square
 from alexnet_jax.data.sources import FolderSource
 from alexnet_jax.errors import UsageError
 
@@ -26,7 +26,7 @@ BOTH = pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
 
 
 def encode(image, form, **options):
-    """An array, or a picture of Pillow's, in a file format."""
+    """An array, or an image of Pillow's, in a file format."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     file = io.BytesIO()
     image.save(file, form, **options)
@@ -102,7 +102,7 @@ def test_left_and_right_of_the_central_square_are_cut_off_alike(exact):
 
 @BOTH
 @pytest.mark.parametrize("sides", [(24, 24), (24, 51), (50, 24)])
-def test_a_picture_that_has_its_size_already_keeps_its_pixels(sides, exact):
+def test_an_image_that_has_its_size_already_keeps_its_pixels(sides, exact):
     image = noise(*sides)
     np.testing.assert_array_equal(decode_square(png(image), 24, exact=exact), central(image, 24))
 
@@ -121,7 +121,7 @@ def test_a_jpeg_that_has_its_size_already_is_what_the_standard_says(sides, optio
 
 
 @BOTH
-def test_a_picture_of_one_colour_keeps_it(exact):
+def test_an_image_of_one_colour_keeps_it(exact):
     for value in (0, 1, 127, 255):
         for encode_ in (png, jpeg):
             assert (decode_square(encode_(np.full((31, 77, 3), value, np.uint8)), 13, exact=exact) == value).all()
@@ -140,7 +140,7 @@ def test_bytes_between_the_parts_of_a_jpeg_do_no_harm(size, exact):
 @BOTH
 @pytest.mark.parametrize("size", [20, 9])
 @pytest.mark.parametrize("encode_", [png, jpeg])
-def test_a_grey_picture_gets_three_equal_channels(encode_, size, exact):
+def test_a_grey_image_gets_three_equal_channels(encode_, size, exact):
     grey = np.random.default_rng(3).integers(0, 256, (20, 20), np.uint8)
     ours = decode_square(encode_(grey), size, exact=exact)
     assert (ours == ours[..., :1]).all()
@@ -168,7 +168,7 @@ def test_the_array_that_is_given_is_filled(sides, encode_, exact):
     high=st.integers(0, 255),
 )
 @settings(max_examples=300)
-def test_any_picture_comes_out_in_its_size_without_overshoot(height, width, size, exact, low, high):
+def test_any_image_comes_out_in_its_size_without_overshoot(height, width, size, exact, low, high):
     low, high = sorted((low, high))
     image = np.random.default_rng(height * 81 + width).integers(low, high + 1, (height, width, 3), np.uint8)
     ours = decode_square(png(image), size, exact=exact)
@@ -206,7 +206,7 @@ FORMS = {"png": png, "jpeg": jpeg, "jpeg 4:2:0": lambda image: jpeg(image, subsa
 
 @pytest.fixture
 def decoded_sides(monkeypatch):
-    """The heights at which the JPEG decoder returns pictures."""
+    """The heights at which the JPEG decoder returns images."""
     decode, sides = simplejpeg.decode_jpeg, []
 
     def recording(*arguments, **options):
@@ -241,17 +241,17 @@ def test_the_fast_way_is_near_the_triangle(form, side):
     assert np.abs(error).max() <= (10 if form == "jpeg 4:2:0" else 5)
     error, wanted = error_and_wanted(photo(side, side))
     error = squared(error)
-    assert error < squared((wanted[:-1] + wanted[1:]) / 2 - wanted[:-1])  # the same picture, half a pixel aside
+    assert error < squared((wanted[:-1] + wanted[1:]) / 2 - wanted[:-1])  # the same image, half a pixel aside
     assert 10 * np.log10(255**2 / error) > 28
 
 
 @pytest.mark.parametrize("sides", [(97, 130), (131, 99), (121, 121), (187, 256), (257, 190), (505, 505), (514, 704)])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_fast_way_misplaces_by_less_than_a_pixel(form, sides):
-    """A ramp tells by its level which place of the picture a pixel shows.
+    """A ramp tells by its level which place of the image a pixel shows.
 
-    Half a pixel of the picture may go where the square is cut out of an odd rest. A JPEG's side that is no
-    multiple of the reduction is rounded up, by 7/8 of a reduced pixel at most, which stretches the picture.
+    Half a pixel of the image may go where the square is cut out of an odd rest. A JPEG's side that is no
+    multiple of the reduction is rounded up, by 7/8 of a reduced pixel at most, which stretches the image.
     """
     allowed = 0.5 if form == "png" else 15 / 16
     for axis in (0, 1):
@@ -260,7 +260,7 @@ def test_the_fast_way_misplaces_by_less_than_a_pixel(form, sides):
         image = np.broadcast_to(np.expand_dims(levels, (1 - axis, 2)), (*sides, 3)).round().astype(np.uint8)
         shown = decode_square(FORMS[form](image), 64).astype(np.float64).mean((1 - axis, 2)) * length / 255
         wanted = (length - shorter) / 2 + (np.arange(64) + 0.5) * shorter / 64
-        rounding = 0.75 * length / 255  # of the levels, in pixels of the picture
+        rounding = 0.75 * length / 255  # of the levels, in pixels of the image
         # Next to the edge a filter sees less than it wants.
         assert np.abs(shown - wanted)[2:-2].max() <= allowed * shorter / 64 + rounding
 
@@ -338,7 +338,7 @@ def with_side(encoded, width, height):
     return bytes(encoded)
 
 
-def good_pictures():
+def good_images():
     """By name: a file, the square of SIZE that it should become, and the levels that the decoder may be off."""
     soft, hard = ripples(SIZE, 24, 32), noise(SIZE, 24)
     palette = Image.fromarray(soft).quantize(32)
@@ -404,12 +404,12 @@ def good_pictures():
         yield f"{kind.decode()} bomb.png", bomb, decode_square(png(image), SIZE), 255  # the way of rescaling is free
 
 
-def bad_pictures():
-    """By name: a file that is no picture, or is damaged."""
+def bad_images():
+    """By name: a file that is no image, or is damaged."""
     image = noise(24, 32)
     whole, frames = jpeg(image), encode(image, "GIF")
     yield "empty.JPEG", b""
-    yield "text.JPEG", b"404 Not Found: the picture is gone"
+    yield "text.JPEG", b"404 Not Found: the image is gone"
     yield "markers only.jpg", b"\xff\xd8\xff\xd9"
     for cut in (1, 2, 3, 20, 150, 400, len(whole) // 2, len(whole) - 30, len(whole) - 2, len(whole) - 1):
         yield f"cut at {cut}.jpg", whole[:cut]
@@ -426,7 +426,7 @@ def bad_pictures():
     yield "a byte changed.png", whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]
     yield "too few rows.png", png_of(24, 32, chunk(b"IDAT", zlib.compress(rows_of(image[:20]))))
     for form in ("WEBP", "TIFF"):
-        yield f"picture.{form.lower()}", encode(image, form)
+        yield f"image.{form.lower()}", encode(image, form)
     for form in ("JPEG", "PNG", "GIF", "BMP"):
         yield f"claims too much.{form}", with_side(encode(image, form), 65_000, 65_000)
     for form in ("PNG", "GIF", "BMP"):
@@ -438,12 +438,12 @@ def bad_pictures():
     )
 
 
-GOOD, BAD = list(good_pictures()), dict(bad_pictures())
+GOOD, BAD = list(good_images()), dict(bad_images())
 
 
 @BOTH
 @pytest.mark.parametrize(("file", "wanted", "off"), [g[1:] for g in GOOD], ids=[g[0] for g in GOOD])
-def test_a_file_becomes_its_picture(file, wanted, off, exact):
+def test_a_file_becomes_its_image(file, wanted, off, exact):
     ours = decode_square(file, SIZE, exact=exact)
     assert (ours.shape, ours.dtype) == ((SIZE, SIZE, 3), np.uint8)
     assert np.abs(ours.astype(int) - wanted).max() <= off
@@ -452,7 +452,7 @@ def test_a_file_becomes_its_picture(file, wanted, off, exact):
 @BOTH
 @pytest.mark.parametrize("file", BAD.values(), ids=BAD)
 def test_a_file_that_is_broken_is_an_error_of_one_line(file, exact):
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         decode_square(file, SIZE, exact=exact)
     message = str(error.value)
     assert 0 < len(message) <= 200
@@ -465,23 +465,23 @@ def test_a_claim_is_judged_by_height_times_width(exact):
     image = noise(20, 24)
     side = int(MAX_PIXELS**0.5)
     for form in ("PNG", "GIF", "BMP", "JPEG"):
-        with pytest.raises(PictureError, match=rf"^its header claims {side + 1} x {side + 1} pixels$"):
+        with pytest.raises(ImageError, match=rf"^its header claims {side + 1} x {side + 1} pixels$"):
             decode_square(with_side(encode(image, form), side + 1, side + 1), SIZE, exact=exact)
-        with pytest.raises(PictureError, match=r"^its header claims 65000 x 3000 pixels$"):
+        with pytest.raises(ImageError, match=r"^its header claims 65000 x 3000 pixels$"):
             decode_square(with_side(encode(image, form), 65_000, 3000), SIZE, exact=exact)
     for form in ("PNG", "BMP"):  # not as much as it may claim, but more than it has
-        with pytest.raises(PictureError, match=r"^(?!its header claims)"):
+        with pytest.raises(ImageError, match=r"^(?!its header claims)"):
             decode_square(with_side(encode(image, form), side, side), SIZE, exact=exact)
 
 
-def folder(path, pictures):
+def folder(path, images):
     """Writes named files; a source of them, in their order."""
-    for name, content in pictures.items():
+    for name, content in images.items():
         (path / name).write_bytes(content)
-    return FolderSource("folder, split train", [str(path / name) for name in pictures], np.arange(len(pictures)))
+    return FolderSource("folder, split train", [str(path / name) for name in images], np.arange(len(images)))
 
 
-def test_batches_hold_the_pictures_of_a_mixed_folder(tmp_path):
+def test_batches_hold_the_images_of_a_mixed_folder(tmp_path):
     source = folder(tmp_path, {name: file for name, file, _, _ in GOOD})
     wanted = np.stack([decode_square(file, SIZE) for _, file, _, _ in GOOD])
     seen = collections.Counter()
@@ -503,7 +503,7 @@ def test_batches_name_the_file_that_is_broken(name, tmp_path):
     ):
         with pytest.raises(UsageError) as error:
             list(batches)
-        assert str(error.value).startswith(f"{tmp_path / name} does not decode as a picture (")
+        assert str(error.value).startswith(f"{tmp_path / name} does not decode as an image (")
         assert "JPEG, PNG, GIF and BMP" in str(error.value)
 
 
@@ -511,10 +511,10 @@ def test_batches_name_the_file_that_is_broken(name, tmp_path):
 
 
 def outcome(file, exact):
-    """The reason why a file was refused, or None; anything but a picture or a PictureError is raised."""
+    """The reason why a file was refused, or None; anything but an image or a ImageError is raised."""
     try:
         ours = decode_square(file, SIZE, exact=exact)
-    except PictureError as error:
+    except ImageError as error:
         return str(error)
     assert (ours.shape, ours.dtype) == ((SIZE, SIZE, 3), np.uint8)
     return None
@@ -531,7 +531,7 @@ def decode_claims():
             for sides in ((65_000, 65_000), (65_000, 3000), (3000, 65_000)):
                 reason = outcome(with_side(encode(image, form), *sides), exact)
                 assert reason == f"its header claims {sides[0]} x {sides[1]} pixels", (form, reason)
-        outcome(png_of(20, 24, chunk(b"IDAT", bomb)), exact)  # whichever: a picture, or too much
+        outcome(png_of(20, 24, chunk(b"IDAT", bomb)), exact)  # whichever: an image, or too much
         for kind in (b"iTXt", b"zTXt", b"iCCP"):
             head = b"k\0\1\0\0\0" if kind == b"iTXt" else b"k\0\0"
             outcome(png_of(20, 24, chunk(kind, head + bomb), chunk(b"IDAT", zlib.compress(rows_of(image)))), exact)
@@ -539,7 +539,7 @@ def decode_claims():
 
 
 def test_claims_and_bombs_take_no_memory():
-    assert float(apart.run("import test_pictures; test_pictures.decode_claims()", 100)) < 50
+    assert float(apart.run("import test_images; test_images.decode_claims()", 100)) < 50
 
 
 def jpegs():
@@ -612,10 +612,8 @@ def decode_mutations():
     print(apart.peak() - before, refused, slowest)
 
 
-def test_mutations_become_pictures_or_errors():
-    growth, refused, slowest = map(
-        float, apart.run("import test_pictures; test_pictures.decode_mutations()", 200).split()
-    )
+def test_mutations_become_images_or_errors():
+    growth, refused, slowest = map(float, apart.run("import test_images; test_images.decode_mutations()", 200).split())
     assert growth < 3 * MAX_PIXELS * 3 / 2**20
     assert 500 < refused < 2500  # some are harmless, some are not
     assert slowest < 10

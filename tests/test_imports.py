@@ -116,9 +116,10 @@ def private_names(tree):
             ours |= {alias.asname or alias.name for alias in node.names}
             yield from (alias.name for alias in node.names if alias.name.startswith("_"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ours:
-            if node.attr.startswith("_") and not node.attr.startswith("__"):
-                yield f"{node.value.id}.{node.attr}"
+        match node:
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner in ours:
+                if name.startswith("_") and not name.startswith("__"):
+                    yield f"{owner}.{name}"
 
 
 def violations(module, source):

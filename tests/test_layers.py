@@ -167,7 +167,7 @@ def test_the_gradient_of_a_max_pool_is_the_same_on_every_platform_even_of_equal_
 
 def test_each_pixel_of_a_large_window_of_bfloat16_can_be_its_maximum():
     x = np.zeros((400, 20, 20, 1))
-    x.reshape(400, 400)[np.arange(400), np.arange(400)] = 1  # in the first picture the first pixel, and so on
+    x.reshape(400, 400)[np.arange(400), np.arange(400)] = 1  # in the first image the first pixel, and so on
     dx = jax.grad(lambda x: max_pool(x, 20, 1).sum().astype(jnp.float32))(jnp.asarray(x, jnp.bfloat16))
     np.testing.assert_array_equal(np.asarray(dx, float), x)
 
@@ -190,7 +190,7 @@ def test_accelerators_keep_the_operations_that_are_natural_to_them(platform):
 @pytest.mark.parametrize("operation", [local_response_norm, layers.relu])
 def test_an_array_that_is_large_enough_for_loops_gives_what_its_halves_give(operation):
     x, g = (jnp.asarray(draw(seed, 42, 30, 30, 32, scale=20), jnp.float32) for seed in (0, 1))
-    assert x.size >= 1_000_000 > x.size / 2  # where layers begins to take a few pictures at a time
+    assert x.size >= 1_000_000 > x.size / 2  # where layers begins to take a few images at a time
     y, pull = jax.vjp(operation, x)
     for half in (slice(21), slice(21, 42)):
         y_half, pull_half = jax.vjp(operation, x[half])
@@ -207,7 +207,7 @@ def test_a_relu_passes_no_gradient_where_it_gives_zero():
 
 @given(st.integers(1, 12), st.integers(0, 13))
 @settings(max_examples=15)
-def test_a_few_pictures_at_a_time_are_all_of_them_once(n, few):
+def test_a_few_images_at_a_time_are_all_of_them_once(n, few):
     x = draw(0, n, 3)
     rows, sums = cpu.few_at_once(lambda x: (2 * x, {"sum": x.sum(0)}), few, jnp.asarray(x))
     np.testing.assert_allclose(rows, 2 * x, rtol=1e-6)

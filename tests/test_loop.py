@@ -24,14 +24,14 @@ from alexnet_jax.training.checkpoint import Checkpoints
 from configs import quickstart
 
 ROOT = Path(__file__).parent.parent
-PICTURES, BATCH = 96, 16  # six steps an epoch
+IMAGES, BATCH = 96, 16  # six steps an epoch
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Ten classes of coloured noise on a bright spot, 96 pictures to train on and 30 to test on."""
+    """Ten classes of coloured noise on a bright spot, 96 images to train on and 30 to test on."""
     root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, count in (("train", PICTURES), ("val", 30)):
+    for split, count in (("train", IMAGES), ("val", 30)):
         for i in range(count):
             label = i % 10
             image = rng.integers(0, 100, (32, 32, 3), np.uint8)

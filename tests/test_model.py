@@ -209,7 +209,7 @@ def test_the_logit_of_a_code_is_minus_the_squared_distance():
     np.testing.assert_allclose(logits, [[0, -(4 + 0 + 4)], [-(0.25 + 9 + 1), -(2.25 + 9 + 1)]])
 
 
-def test_the_picture_is_scaled_by_colour_and_a_grey_network_sees_the_mean():
+def test_the_image_is_scaled_by_colour_and_a_grey_network_sees_the_mean():
     scaled = AlexNet((Input(10, scale=(1.0, 2.0, 0.5)), Flatten(), Dense(300)))
     one = {"params": {"fc1": {"kernel": jnp.eye(300)[None], "bias": jnp.zeros((1, 300))}}}
     np.testing.assert_allclose(
@@ -218,13 +218,13 @@ def test_the_picture_is_scaled_by_colour_and_a_grey_network_sees_the_mean():
     grey = AlexNet((Input(10, channels=1), Flatten(), Dense(100)))
     one = {"params": {"fc1": {"kernel": jnp.eye(100)[None], "bias": jnp.zeros((1, 100))}}}
     mean = IMAGES.mean(-1, keepdims=True)
-    for pictures in (IMAGES, mean):
-        np.testing.assert_allclose(grey.apply(one, pictures).reshape(mean.shape), mean, rtol=1e-4, atol=1e-6)
+    for images in (IMAGES, mean):
+        np.testing.assert_allclose(grey.apply(one, images).reshape(mean.shape), mean, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="takes \\(N, 10, 10, 1\\) or three channels"):
         grey.apply(one, IMAGES[..., :2])
 
 
-def test_pictures_of_another_size_are_refused(variables):
+def test_images_of_another_size_are_refused(variables):
     with pytest.raises(ValueError, match=r"\(3, 9, 9, 3\); this network takes \(N, 10, 10, 3\)"):
         AlexNet(TINY).apply(variables, IMAGES[:, :9, :9])
 

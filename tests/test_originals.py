@@ -108,10 +108,10 @@ def test_records_without_names_are_named_by_their_position(digits, tmp_path):
     assert [len(examples) for examples in found.splits.values()] == [4000, 1000]
     assert found.splits["test"][17].name == "00000017"
     builder = tfds.builder_from_directory(digits)
-    pictures = builder.as_data_source("test")
-    assert found.splits["test"][17].label == pictures[17]["label"]
+    images = builder.as_data_source("test")
+    assert found.splits["test"][17].label == images[17]["label"]
     content = originals.read(found.kind, found.splits["test"][17])
-    assert np.array_equal(tfds.core.utils.image_utils.decode_image(content), pictures[17]["image"])
+    assert np.array_equal(tfds.core.utils.image_utils.decode_image(content), images[17]["image"])
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_folder_of_imagenet_without_both_splits_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"/in/train holds n01440764, .*n15075141; .* Give the folder that holds"):
         listed(f"folder:{tmp_path}/in/train", tmp_path)
     (tmp_path / "in" / "val").mkdir()
-    with pytest.raises(UsageError, match="/in holds no pictures of validation"):
+    with pytest.raises(UsageError, match="/in holds no images of validation"):
         listed(f"folder:{tmp_path}/in", tmp_path)
 
 
@@ -178,8 +178,8 @@ def test_what_is_left_out_or_too_little_is_told(tmp_path, capsys):
     listed(f"folder:{tmp_path}/in", tmp_path)
     told = capsys.readouterr().out
     assert f"Left out: {tmp_path}/in/test, which is neither train nor val.\n" in told
-    assert "has 18 pictures of 4 classes for train, and all of imagenet2012 is 1,281,167 of 1,000." in told
-    assert "has 6 pictures of 6 classes for validation, and all of imagenet2012 is 50,000 of 1,000." in told
+    assert "has 18 images of 4 classes for train, and all of imagenet2012 is 1,281,167 of 1,000." in told
+    assert "has 6 images of 6 classes for validation, and all of imagenet2012 is 50,000 of 1,000." in told
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_tar_of_which_tarfile_misses_the_end_is_refused(which, damage, tmp_pat
 @pytest.mark.parametrize("at", [0.5, 1])
 def test_a_tar_that_is_cut_off_is_refused(tar, at, tars, tmp_path):
     for name in imagenet.TARS:
-        content = (tars / name).read_bytes().rstrip(b"\0")[:-20]  # the last picture lacks its end
+        content = (tars / name).read_bytes().rstrip(b"\0")[:-20]  # the last image lacks its end
         content = content if name == tar else (tars / name).read_bytes()
         (tmp_path / name).write_bytes(content[: int(at * len(content))] if name == tar else content)
     with pytest.raises(UsageError, match="no whole tar"):
@@ -252,10 +252,10 @@ def test_tfds_s_data_of_other_classes_or_features_is_refused(digits, tmp_path):
 
 def test_a_file_that_is_gone_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"x.JPEG in /none/x.JPEG cannot be read"):
-        originals.read("picture", originals.Original("x.JPEG", 0, "/none/x.JPEG"))
+        originals.read("file", originals.Original("x.JPEG", 0, "/none/x.JPEG"))
 
 
-@pytest.mark.parametrize("kind", ["picture", "tar", "tfrecord"])
+@pytest.mark.parametrize("kind", ["file", "tar", "tfrecord"])
 def test_a_file_that_became_shorter_is_named(kind, tmp_path):
     (tmp_path / "file").write_bytes(b"12345678")
     with pytest.raises(UsageError, match=r"x.JPEG in .*/file cannot be read \(of 9 bytes there are 8\)"):

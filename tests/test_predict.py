@@ -1,4 +1,4 @@
-"""Predictions for files: the evaluation's numbers, every way to name pictures and classes, and submissions by hand."""
+"""Predictions for files: the evaluation's numbers, every way to name images and classes, and submissions by hand."""
 
 import argparse
 import io
@@ -84,7 +84,7 @@ def test_the_files_of_a_folder_give_exactly_the_errors_of_its_evaluation(folder,
     assert loss == pytest.approx(wanted.loss, rel=1e-5)
 
 
-def test_files_that_are_no_pictures_leave_the_others_as_they_are(folder, file_of_weights, tmp_path):
+def test_files_that_are_no_images_leave_the_others_as_they_are(folder, file_of_weights, tmp_path):
     (tmp_path / "text.jpg").write_text("This is a text.")
     trained = Trained.read(file_of_weights, batch_size=8)
     good = predict.find([str(folder)])
@@ -95,7 +95,7 @@ def test_files_that_are_no_pictures_leave_the_others_as_they_are(folder, file_of
     for one, other in zip([one for one in made if not one.error], alone, strict=True):
         np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5)
     errors = [one.error for one in made if one.error]
-    assert errors == ["it begins with b'This is ', as no picture does", "it cannot be read: No such file or directory"]
+    assert errors == ["it begins with b'This is ', as no image does", "it cannot be read: No such file or directory"]
     assert all(one.probabilities is None for one in made if one.error)
 
 
@@ -105,7 +105,7 @@ def test_the_best_classes_are_in_order_and_the_earlier_of_two_equal_ones_is_firs
     assert predict.best(probabilities, 9).tolist() == [1, 3, 4, 0, 2]
 
 
-# Which pictures
+# Which images
 
 
 def test_folders_are_searched_to_the_bottom_and_files_are_taken_as_they_are(tmp_path):
@@ -116,10 +116,10 @@ def test_folders_are_searched_to_the_bottom_and_files_are_taken_as_they_are(tmp_
     assert found == [*(str(tmp_path / name) for name in ("notes.txt", "a.webp", "b/2.PNG", "b/c/1.jpeg")), "-"]
 
 
-def test_paths_without_pictures_are_told(tmp_path):
-    with pytest.raises(UsageError, match=r"gone is not there\. Give picture files"):
+def test_paths_without_images_are_told(tmp_path):
+    with pytest.raises(UsageError, match=r"gone is not there\. Give image files"):
         predict.find([str(tmp_path / "gone")])
-    with pytest.raises(UsageError, match="holds no pictures"):
+    with pytest.raises(UsageError, match="holds no images"):
         predict.find([str(tmp_path)])
     with pytest.raises(UsageError, match=r"given twice\. Give it once"):
         predict.find(["-", "-"])
@@ -152,7 +152,7 @@ def test_names_that_do_not_fit_are_refused(tmp_path):
             predict.class_names(weights_of(), str(tmp_path / name))
 
 
-def test_mirrored_views_are_refused_where_a_mirrored_picture_is_none():
+def test_mirrored_views_are_refused_where_a_mirrored_image_is_none():
     predict.check_views(weights_of(views=5), 5)
     with pytest.raises(UsageError, match=r"--views is 10; .* Give --views=5"):
         predict.check_views(weights_of(views=5), 10)
@@ -207,7 +207,7 @@ def test_mappings_that_do_not_fit_are_refused(tmp_path):
         submission.class_ids(("a",), str(tmp_path / "meta.mat"))
 
 
-def test_submit_writes_a_line_a_picture(folder, file_of_weights, tmp_path, capsys):
+def test_submit_writes_a_line_an_image(folder, file_of_weights, tmp_path, capsys):
     output = tmp_path / "test.txt"
     run("submit", folder, f"--weights={file_of_weights}", "--views=10", f"--output={output}")
     assert f"Wrote: {output} (30 lines)" in capsys.readouterr().out
@@ -218,11 +218,9 @@ def test_submit_writes_a_line_a_picture(folder, file_of_weights, tmp_path, capsy
     assert [list(map(int, line.split())) for line in output.read_text().splitlines()] == wanted
 
 
-def test_submit_writes_nothing_if_a_file_is_no_picture(file_of_weights, tmp_path):
+def test_submit_writes_nothing_if_a_file_is_no_image(file_of_weights, tmp_path):
     (tmp_path / "text.jpg").write_text("This is a text.")
-    with pytest.raises(
-        UsageError, match=r"text\.jpg is no picture: it begins with .* A submission has a line for each"
-    ):
+    with pytest.raises(UsageError, match=r"text\.jpg is no image: it begins with .* A submission has a line for each"):
         run("submit", tmp_path, f"--weights={file_of_weights}", f"--output={tmp_path}/out.txt")
     with pytest.raises(UsageError, match="there is no folder"):
         run("submit", tmp_path, f"--weights={file_of_weights}", f"--output={tmp_path}/none/out.txt")
@@ -259,14 +257,14 @@ def test_the_others_are_done_when_a_file_is_none_and_the_end_is_an_error(named, 
     assert f"error: {tmp_path}/text.jpg: it begins with b'This is '" in shown.err
 
 
-def test_json_is_an_object_a_picture_and_stdin_is_one(named, tmp_path, capsys, monkeypatch):
+def test_json_is_an_object_an_image_and_stdin_is_one(named, tmp_path, capsys, monkeypatch):
     (tmp_path / "text.jpg").write_text("")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(png())))
     with pytest.raises(UsageError, match="1 of 2 files"):
         run("predict", tmp_path / "text.jpg", "-", f"--weights={named}", "--json", "--top=9")
     error, made = map(json.loads, capsys.readouterr().out.splitlines())
-    assert error == {"picture": f"{tmp_path}/text.jpg", "error": "it is empty"}
-    assert made["picture"] == "-"
+    assert error == {"image": f"{tmp_path}/text.jpg", "error": "it is empty"}
+    assert made["image"] == "-"
     assert sorted(best["name"] for best in made["top"]) == ["a", "b", "c", "d", "e"]
     assert all("abcde"[best["class"]] == best["name"] for best in made["top"])
     assert sum(best["probability"] for best in made["top"]) == pytest.approx(1)

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def several_shards(monkeypatch):
-    """Eight for these few pictures; one of them stays empty."""
+    """Eight for these few images; one of them stays empty."""
     monkeypatch.setattr(prepare, "_JPEGS_A_SHARD", 2.3)
     monkeypatch.setattr(prepare, "_RAW_BYTES_A_SHARD", 2.3 * SIZE**2 * 3)
 
@@ -54,7 +54,7 @@ def whole(folder, tmp_path_factory):
 
 
 def records(builder, split):
-    """file_name -> (bytes of the picture, label), in the order of the records."""
+    """file_name -> (bytes of the image, label), in the order of the records."""
     examples = [
         tf.train.Example.FromString(record).features.feature
         for record in builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
@@ -74,7 +74,7 @@ def square(name, content, size=SIZE):
 
 
 @pytest.mark.parametrize("source", ["tars", "flat", "tfrecord", "array_record"])
-def test_every_source_of_the_same_pictures_gives_the_same_bytes(source, whole, tmp_path):
+def test_every_source_of_the_same_images_gives_the_same_bytes(source, whole, tmp_path):
     if source == "flat":
         place = f"folder:{small.write_folder(tmp_path / 'in', *small.files(), flat=True)}"
     else:
@@ -99,7 +99,7 @@ def test_the_files_of_a_dataset(whole):
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
-def test_tfds_reads_names_labels_and_pictures(encoding, folder, whole, tmp_path):
+def test_tfds_reads_names_labels_and_images(encoding, folder, whole, tmp_path):
     made = whole if encoding == "jpeg" else make(folder, tmp_path, encoding=encoding)
     builder = tfds.builder_from_directory(made)
     assert builder.info.supervised_keys == ("image", "label")
@@ -122,16 +122,16 @@ def test_tfds_reads_names_labels_and_pictures(encoding, folder, whole, tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
-def test_statistics_are_those_of_the_pictures_that_training_reads(encoding, folder, whole, tmp_path):
+def test_statistics_are_those_of_the_images_that_training_reads(encoding, folder, whole, tmp_path):
     made = whole if encoding == "jpeg" else make(folder, tmp_path, encoding=encoding)
     data = sources.open_dataset(
         "imagenet2012", str(made.parents[2]), image_size=SIZE, train_split="train", eval_split=""
     )
     assert (data.num_classes, data.evaluation.name) == (1000, "imagenet2012, split validation")
     stored, _ = data.train.read(range(len(data.train)))
-    pictures = np.stack(stored if encoding == "raw" else [decode_square(p, SIZE) for p in stored]).astype(np.float64)
-    np.testing.assert_allclose(data.statistics.mean_image, pictures.mean(0), rtol=0, atol=1e-9)
-    values, vectors = np.linalg.eigh(np.cov(pictures.reshape(-1, 3).T / 255, bias=True))
+    images = np.stack(stored if encoding == "raw" else [decode_square(p, SIZE) for p in stored]).astype(np.float64)
+    np.testing.assert_allclose(data.statistics.mean_image, images.mean(0), rtol=0, atol=1e-9)
+    values, vectors = np.linalg.eigh(np.cov(images.reshape(-1, 3).T / 255, bias=True))
     np.testing.assert_allclose(data.statistics.pca.eigenvalues[::-1], values, rtol=1e-9)
     ours = data.statistics.pca.eigenvectors
     np.testing.assert_allclose(
@@ -163,9 +163,9 @@ def test_a_dataset_of_one_s_own_is_opened_by_its_name(tmp_path):
 def test_shards_hold_about_what_is_said(monkeypatch):
     monkeypatch.undo()
     work = lambda size, encoding: prepare.Work(None, "", size, encoding, False, "", False)  # noqa: E731
-    pictures = (1, 7_000, 7_100, 50_000, 1_281_167, 1_281_100)
-    assert [prepare.number_of_shards(n, work(256, "jpeg")) for n in pictures] == [1, 1, 2, 8, 256, 256]
-    assert [prepare.number_of_shards(n, work(256, "raw")) for n in pictures] == [1, 8, 8, 64, 1024, 1024]
+    images = (1, 7_000, 7_100, 50_000, 1_281_167, 1_281_100)
+    assert [prepare.number_of_shards(n, work(256, "jpeg")) for n in images] == [1, 1, 2, 8, 256, 256]
+    assert [prepare.number_of_shards(n, work(256, "raw")) for n in images] == [1, 8, 8, 64, 1024, 1024]
     assert prepare.number_of_shards(1_281_167, work(32, "raw")) == 16
 
 
@@ -174,7 +174,7 @@ def test_the_default_folder_is_that_of_tfds():
     assert str(path) == os.path.expanduser(f"{tfds.core.constants.DATA_DIR}/pets_square/256/1.0.0")
 
 
-# Pictures that are broken
+# Images that are broken
 
 
 def corpus():
@@ -194,7 +194,7 @@ def corpus():
     files = {
         "truncated": (good[: len(good) // 2], None),
         "empty": (b"", "it is empty"),
-        "text": (b"<html>404 Not Found</html>", "as no picture does"),
+        "text": (b"<html>404 Not Found</html>", "as no image does"),
         "huge png": (bytes(huge_png), "claims 65000 x 65000 pixels"),
         "huge jpeg": (bytes(huge_jpeg), "claims 65000 x 65000 pixels"),
         "cmyk": (small.saved(Image.fromarray(image).convert("CMYK"), "JPEG", quality=100), image),
@@ -227,12 +227,12 @@ def bad(tmp_path):
     return root
 
 
-def test_every_odd_file_becomes_the_right_picture_or_is_reported(bad, tmp_path, capsys):
+def test_every_odd_file_becomes_the_right_image_or_is_reported(bad, tmp_path, capsys):
     broken = {name: reason for name, (_, reason) in corpus().items() if not isinstance(reason, np.ndarray)}
     with pytest.raises(UsageError) as error:
         make(bad, tmp_path, dataset="odd", encoding="raw")
     message = str(error.value)
-    assert message.startswith(f"Pictures that do not decode: {2 * len(broken)}\n")
+    assert message.startswith(f"Images that do not decode: {2 * len(broken)}\n")
     told = dict(re.findall(r"^  (.*?): (.*)$", message, re.MULTILINE))
     assert sorted(told) == sorted(f"{split}/all/{name}" for split in ("train", "val") for name in broken)
     assert all(reason in told[f"val/all/{name}"] for name, reason in broken.items() if reason)
@@ -260,10 +260,10 @@ def test_every_odd_file_becomes_the_right_picture_or_is_reported(bad, tmp_path, 
 def test_only_the_first_twenty_are_told(folder, tmp_path):
     val = small.files()[1]
     root = small.write_folder(tmp_path / "in", dict.fromkeys((f"n01440764_{n}.JPEG" for n in range(25)), b"?"), val)
-    with pytest.raises(UsageError, match="Pictures that do not decode: 25, such as") as error:
+    with pytest.raises(UsageError, match="Images that do not decode: 25, such as") as error:
         make(root, tmp_path)
-    assert str(error.value).count("as no picture does") == 20
-    with pytest.raises(UsageError, match="Split train has no picture that decodes"):
+    assert str(error.value).count("as no image does") == 20
+    with pytest.raises(UsageError, match="Split train has no image that decodes"):
         make(root, tmp_path, broken="skip")
 
 
@@ -365,7 +365,7 @@ def test_what_changed_meanwhile_is_done_again(change, folder, tmp_path, monkeypa
         note.write_bytes(bytes(byte ^ (at == 1000) for at, byte in enumerate(note.read_bytes())))  # in the sums
     capsys.readouterr()
     made = small.contents(make(root, tmp_path))
-    assert "Shards to be made anew, as their pictures changed or do not decode: 1\n" in capsys.readouterr().out
+    assert "Shards to be made anew, as their images changed or do not decode: 1\n" in capsys.readouterr().out
     assert made == small.contents(make(root, tmp_path / "new"))
 
 
@@ -376,7 +376,7 @@ def test_left_out_earlier_is_broken_still(tmp_path, monkeypatch):
         stop_at(patch, prepare, "_finish", 0)
         with pytest.raises(KeyboardInterrupt):
             make(root, tmp_path, broken="skip")
-    with pytest.raises(UsageError, match="Pictures that do not decode: 1\\n"):
+    with pytest.raises(UsageError, match="Images that do not decode: 1\\n"):
         make(root, tmp_path)
 
 
@@ -404,17 +404,17 @@ def test_another_command_may_follow_one_that_did_nothing(folder, tmp_path):
 
 
 def test_a_relative_folder_goes_on_from_anywhere_by_the_command_that_is_told(folder, whole, tmp_path, monkeypatch):
-    (tmp_path / "my pictures").symlink_to(folder)
+    (tmp_path / "my images").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         stop_at(patch, prepare, "_finish", 0)
         with pytest.raises(KeyboardInterrupt):
-            make("my pictures", "data", broken="skip")
+            make("my images", "data", broken="skip")
     monkeypatch.chdir("/")
     with pytest.raises(UsageError) as error:
         sources.open_dataset("imagenet2012", str(tmp_path / "data"), image_size=SIZE, train_split=None, eval_split="")
     told = shlex.split(str(error.value).splitlines()[-1])
-    assert told[1:] == command(tmp_path / "my pictures", tmp_path / "data", "--broken=skip")[1:]
+    assert told[1:] == command(tmp_path / "my images", tmp_path / "data", "--broken=skip")[1:]
     with monkeypatch.context() as patch:
         patch.setattr(shards, "read", lambda *_: pytest.fail("read again"))
         cli.main([*told[3:], "--workers=1"])
@@ -471,7 +471,7 @@ def command(folder, data_dir, *options):
 
 
 def many_shards(arguments):
-    """The command `arguments` with 32 shards for the 4,000 pictures below."""
+    """The command `arguments` with 32 shards for the 4,000 images below."""
     program = (
         "from alexnet_jax.data import prepare; prepare._JPEGS_A_SHARD = 125; from alexnet_jax import cli; cli.main()"
     )
@@ -651,9 +651,9 @@ def test_a_file_that_changes_is_fatal_even_where_broken_ones_are_skipped(change,
         make(folder, tmp_path, broken="skip")
 
 
-def test_a_picture_more_or_less_changes_one_shard(folder, tmp_path):
+def test_an_image_more_or_less_changes_one_shard(folder, tmp_path):
     found = originals.list_originals(f"folder:{folder}", imagenet.NAME, "", tmp_path / "list.json")
-    work = prepare.Work(tmp_path, "x", SIZE, "jpeg", False, "picture", True)
+    work = prepare.Work(tmp_path, "x", SIZE, "jpeg", False, "file", True)
     before = {(s.split, s.number): s.digest for s in prepare.plan(work, found)}
     found.splits["train"].pop(5)
     after = {(s.split, s.number): s.digest for s in prepare.plan(work, found)}

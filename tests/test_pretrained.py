@@ -44,10 +44,10 @@ def test_the_narrow_network_has_the_layers_of_the_paper_s():
     assert [type(layer) for layer in NARROW] == [type(layer) for layer in SIX_CONV]
 
 
-def folder(root, classes, pictures):
-    """Pictures with a bright bar whose height tells the class."""
+def folder(root, classes, images):
+    """Images with a bright bar whose height tells the class."""
     rng = np.random.default_rng(classes)
-    for split, count in (("train", pictures), ("val", 2 * classes)):
+    for split, count in (("train", images), ("val", 2 * classes)):
         for i in range(count):
             image = rng.integers(0, 100, (32, 32, 3), np.uint8)
             top = (i % classes) * 32 // classes

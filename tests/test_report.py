@@ -98,7 +98,7 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 9))
-def test_up_to_half_of_the_pictures_shown_are_wrong_ones(right, wrong, seed):
+def test_up_to_half_of_the_images_shown_are_wrong_ones(right, wrong, seed):
     labels = np.repeat([0, 1], [right, wrong])
     probabilities = np.tile([0.8, 0.2], (right + wrong, 1))
     places = examples.choose(probabilities, labels, seed)
@@ -127,11 +127,11 @@ def test_confusion_is_counted_class_by_class(tmp_path):
     ]
     assert made.percent == pytest.approx(300 / 7)
     assert rows_of(tmp_path / "confusion.csv") == [
-        {"label": "a", "taken_for": "a", "pictures": "1"},
-        {"label": "a", "taken_for": "b", "pictures": "2"},
-        {"label": "a", "taken_for": "c", "pictures": "1"},
-        {"label": "b", "taken_for": "b", "pictures": "2"},
-        {"label": "c", "taken_for": "c", "pictures": "1"},
+        {"label": "a", "taken_for": "a", "images": "1"},
+        {"label": "a", "taken_for": "b", "images": "2"},
+        {"label": "a", "taken_for": "c", "images": "1"},
+        {"label": "b", "taken_for": "b", "images": "2"},
+        {"label": "c", "taken_for": "c", "images": "1"},
     ]
 
 
@@ -148,7 +148,7 @@ def test_a_part_of_a_source_keeps_the_sources_numbers():
     wanted, wanted_labels = Split(40).read(part.indices[[9, 0]])
     np.testing.assert_array_equal(images, wanted)
     np.testing.assert_array_equal(labels, wanted_labels)
-    assert part.describe(3) == f"picture {part.indices[3]}"
+    assert part.describe(3) == f"image {part.indices[3]}"
     np.testing.assert_array_equal(examples.part(Split(5), 10, seed=1).indices, np.arange(5))
 
 
@@ -156,7 +156,7 @@ def test_a_part_of_a_source_keeps_the_sources_numbers():
 
 
 class Split:
-    """Random pictures as a source has them."""
+    """Random images as a source has them."""
 
     name = "tests"
 
@@ -172,7 +172,7 @@ class Split:
         return list(self.images[indices]), self.labels[indices]
 
     def describe(self, index):
-        return f"picture {index}"
+        return f"image {index}"
 
 
 def weights_of(architecture=TINY, pca=None, names=NAMES):
@@ -230,7 +230,7 @@ def finished(tmp_path_factory):
 
 
 class Page(html.parser.HTMLParser):
-    """Sections, sources of pictures, links and text of a page; its open tags must be closed in their order."""
+    """Sections, sources of images, links and text of a page; its open tags must be closed in their order."""
 
     VOID = frozenset({"meta", "link", "img", "source", "br"})
 
@@ -303,7 +303,7 @@ def test_the_numbers_on_the_page_are_those_of_the_files(finished):
     for row in rows_of(folder / "classes.csv"):
         assert f"{float(row['error_percent']):.1f}" in page.text["confusion"]
     cells = rows_of(folder / "confusion.csv")
-    wrong = sum(int(cell["pictures"]) for cell in cells if cell["label"] != cell["taken_for"])
+    wrong = sum(int(cell["images"]) for cell in cells if cell["label"] != cell["taken_for"])
     assert f"{100 * wrong / 13:.1f}%" in page.text["confusion"]
     for row in rows_of(folder / "augmentations.csv"):
         shift = [float(row[f"shift_{channel}"]) for channel in "RGB"]
@@ -313,7 +313,7 @@ def test_the_numbers_on_the_page_are_those_of_the_files(finished):
     assert f"{specialised:.3f}" in page.text["kernels"]
 
 
-def test_figure_4_shows_what_the_network_makes_of_its_pictures(finished):
+def test_figure_4_shows_what_the_network_makes_of_its_images(finished):
     tested = Split(13)
     probabilities = weights_of().predict(tested.images)
     for row in rows_of(finished / "report" / "predictions.csv"):
@@ -343,7 +343,7 @@ def test_a_shown_augmentation_is_the_one_that_its_numbers_tell(tmp_path):
         top, left = int(row["top"]), int(row["left"])
         wanted = data.images[int(row["example"]), top : top + 12, left : left + 12]
         wanted = wanted[:, ::-1] if row["mirrored"] == "True" else wanted
-        assert next(shown).picture == report.figures.picture_uri(np.ascontiguousarray(wanted))
+        assert next(shown).image == report.figures.image_uri(np.ascontiguousarray(wanted))
 
 
 def test_a_run_tested_from_one_view_alone_and_never_logged_has_its_page(tmp_path):
@@ -359,11 +359,11 @@ def test_a_run_that_has_only_begun_is_told_as_such(tmp_path):
     page = Page(write(tmp_path, weights_of(names=None), output=tmp_path / "early.html", limit=9))
     assert "has not ended" in page.text["errors"]
     assert "no metrics yet" in page.text["curves"]
-    assert "9 of 13 evaluation pictures, drawn at random" in " ".join(page.text["confusion"].split())
+    assert "9 of 13 evaluation images, drawn at random" in " ".join(page.text["confusion"].split())
     assert (tmp_path / "early" / "kernels.csv").exists()
 
 
-def test_grey_pictures_say_nothing_about_specialisation(tmp_path):
+def test_grey_images_say_nothing_about_specialisation(tmp_path):
     grey = ColorPCA(np.eye(3, dtype=np.float32), np.array([0.3, 0, 0], np.float32))
     assert kernels.make(weights_of(pca=grey), tmp_path).grey_data
     assert not kernels.make(weights_of(), tmp_path).grey_data
@@ -416,7 +416,7 @@ def test_the_command_opens_the_data_of_the_run_and_writes_its_page(tmp_path, mon
     monkeypatch.setattr(convert, "read", lambda path, checkpoint: weights_of())
     run(f"--workdir={tmp_path}", f"--output={tmp_path / 'page.html'}")
     assert f"Wrote: {tmp_path / 'page.html'}" in capsys.readouterr().out
-    assert "10 pictures" in Page(tmp_path / "page.html").text["confusion"]
+    assert "10 images" in Page(tmp_path / "page.html").text["confusion"]
 
 
 def test_a_folder_without_a_run_is_told_at_once(tmp_path):

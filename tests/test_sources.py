@@ -1,4 +1,4 @@
-"""Datasets by name: the digits, folders of pictures, and any dataset of TFDS."""
+"""Datasets by name: the digits, folders of images, and any dataset of TFDS."""
 
 import re
 
@@ -21,7 +21,7 @@ def decode_all(source):
 
 
 def rows(images, labels):
-    """Pictures and labels as a sorted list, to compare them as sets are."""
+    """Images and labels as a sorted list, to compare them as sets are."""
     return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
 
 
@@ -92,7 +92,7 @@ COLOURS = {"cat": (200, 10, 10), "dog": (10, 200, 10), "zebra": (10, 10, 200)}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures of three classes to train on, one each in val; made in no sorted order."""
+    """Two images of three classes to train on, one each in val; made in no sorted order."""
     for name in ("zebra", "cat", "dog"):
         for number in (1, 2):
             write(tmp_path / "train" / name / f"{number}.png", COLOURS[name])
@@ -235,7 +235,7 @@ class TinyNumbers(tfds.core.GeneratorBasedBuilder):
 
 
 class TinyPixels(TinyNumbers):
-    """Pictures that are not encoded, of a size of their own."""
+    """Images that are not encoded, of a size of their own."""
 
     def _info(self):
         pixels = tfds.features.Tensor(shape=(2, 2, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)
@@ -244,7 +244,7 @@ class TinyPixels(TinyNumbers):
 
 
 class TinyTexts(tfds.core.GeneratorBasedBuilder):
-    """No pictures at all."""
+    """No images at all."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -293,12 +293,12 @@ def test_a_dataset_whose_labels_are_plain_numbers_does_not_say_its_classes(tmp_p
 def test_pixels_are_read_at_their_own_size_only(tmp_path):
     size = {"train_split": "train", "eval_split": ""}
     data = sources.open_dataset("tiny_pixels", str(tmp_path), image_size=2, **size)
-    assert [picture.shape for picture in data.train.read([0, 1])[0]] == [(2, 2, 3)] * 2
+    assert [image.shape for image in data.train.read([0, 1])[0]] == [(2, 2, 3)] * 2
     with pytest.raises(UsageError, match=r"stores uint8 pixels of shape \(2, 2, 3\); accepted are"):
         sources.open_dataset("tiny_pixels", str(tmp_path), image_size=3, **size)
 
 
-def test_a_dataset_without_pictures_is_refused(tmp_path):
+def test_a_dataset_without_images_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"'tiny_texts' has the features text; .*'image' and a 'label'"):
         open_it("tiny_texts", tmp_path)
 

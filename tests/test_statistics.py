@@ -1,4 +1,4 @@
-"""Mean image and colour PCA against NumPy in float64 over all pictures, and the pass that finds what is broken."""
+"""Mean image and colour PCA against NumPy in float64 over all images, and the pass that finds what is broken."""
 
 import dataclasses
 
@@ -28,11 +28,11 @@ class InMemory:
         return [tf.io.encode_png(self.images[i]).numpy() for i in indices], self.labels[indices]
 
     def describe(self, index):
-        return f"picture {index}"
+        return f"image {index}"
 
 
 def colourful(count, seed=0):
-    """Pictures whose colours are correlated, and differ from place to place and from picture to picture."""
+    """Images whose colours are correlated, and differ from place to place and from image to image."""
     rng = np.random.default_rng(seed)
     light = rng.uniform(0, 150, (count, SIZE, SIZE, 1))
     colours = light * [0.9, 0.6, 0.3] + rng.uniform(0, 60, (count, SIZE, SIZE, 3)) + np.arange(SIZE)[:, None]
@@ -45,10 +45,10 @@ def source_of(count, labels=None):
 
 def assert_are_of(statistics, images):
     """Compares with float64; largest first, and the largest component of each eigenvector is positive."""
-    pictures = images.astype(np.float64)
+    pixels = images.astype(np.float64)
     assert {array.dtype for array in arrays_of(statistics)} == {np.dtype(np.float64)}
-    np.testing.assert_allclose(statistics.mean_image, pictures.mean(0), rtol=1e-9)
-    values, vectors = np.linalg.eigh(np.cov(pictures.reshape(-1, 3).T / 255, bias=True))
+    np.testing.assert_allclose(statistics.mean_image, pixels.mean(0), rtol=1e-9)
+    values, vectors = np.linalg.eigh(np.cov(pixels.reshape(-1, 3).T / 255, bias=True))
     np.testing.assert_allclose(statistics.pca.eigenvalues, values[::-1], rtol=1e-9)
     vectors = vectors[:, ::-1] * np.sign(vectors[np.abs(vectors).argmax(0), range(3)])[::-1]
     np.testing.assert_allclose(statistics.pca.eigenvectors, vectors, rtol=1e-9)
@@ -58,14 +58,14 @@ def arrays_of(statistics):
     return statistics.mean_image, statistics.pca.eigenvectors, statistics.pca.eigenvalues
 
 
-@pytest.mark.parametrize("count", [64, 128, 100, 65, 7], ids=lambda count: f"{count} pictures")
-def test_statistics_are_of_each_picture_once(count):
+@pytest.mark.parametrize("count", [64, 128, 100, 65, 7], ids=lambda count: f"{count} images")
+def test_statistics_are_of_each_image_once(count):
     # Batches are of 64: what fills the last of them must not count.
     source = source_of(count)
     assert_are_of(survey(source, image_size=SIZE, num_classes=1), source.images)
 
 
-def test_sums_do_not_depend_on_how_pictures_are_grouped():
+def test_sums_do_not_depend_on_how_images_are_grouped():
     images = colourful(50)
     one_by_one, together = Sums(SIZE), Sums(SIZE)
     for image in images:
@@ -91,13 +91,13 @@ def test_parts_that_are_added_in_any_order_are_the_whole(cuts, order, seed):
     order.shuffle(parts)
     for part in parts:
         sums.add(part)
-    assert sums.pictures == 40
+    assert sums.images == 40
     for ours, wanted in zip(arrays_of(sums.statistics()), arrays_of(whole.statistics()), strict=True):
         np.testing.assert_array_equal(ours, wanted)  # to the bit
     assert_are_of(sums.statistics(), images)
 
 
-def test_sums_of_many_bright_pictures_stay_exact():
+def test_sums_of_many_bright_images_stay_exact():
     sums, bright = Sums(SIZE), np.full((1000, SIZE, SIZE, 3), 255, np.uint8)
     for _ in range(300):
         sums.add(bright)
@@ -126,7 +126,7 @@ def test_a_label_outside_the_classes_is_named(wrong, place):
     with pytest.raises(UsageError) as error:
         survey(source_of(70, labels), image_size=SIZE, num_classes=3)
     message = str(error.value)
-    assert message.startswith(f"picture {place} has the label {wrong}; accepted are 0 to 2. ")
+    assert message.startswith(f"image {place} has the label {wrong}; accepted are 0 to 2. ")
     assert "--config.num_classes" in message
 
 

@@ -285,7 +285,7 @@ def talk(program):
 
 
 def expected_between_towers(n):
-    """The paper's joins, forward and backward, for n pictures on a device."""
+    """The paper's joins, forward and backward, for n images on a device."""
     joins = {
         "into_conv3": (13, 13, 256), "into_fc6": (9216,), "into_fc7": (4096,), "into_fc8": (4096,),
         "into_logits": (1000,),

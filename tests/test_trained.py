@@ -1,4 +1,4 @@
-"""What a trained network makes of pictures, on eight devices: the same as on one, for any number of them."""
+"""What a trained network makes of images, on eight devices: the same as on one, for any number of them."""
 
 import json
 
@@ -37,7 +37,7 @@ def trained():
 
 @pytest.mark.parametrize("n", [1, 8, 19])
 @pytest.mark.parametrize("views", [1, 10])
-def test_probabilities_of_any_number_of_pictures_are_the_networks(trained, n, views):
+def test_probabilities_of_any_number_of_images_are_the_networks(trained, n, views):
     assert trained.batch_size == 8  # 5, rounded up to eight devices
     images = batch_of(0, n=n)["image"]
     got = trained.probabilities(images, views)

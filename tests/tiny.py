@@ -65,7 +65,7 @@ def recipe_of(placement, architecture=TINY, dtype=np.float32, **changes):
 
 
 def batch_of(step, size=16, classes=5, n=8):
-    """Random pictures and labels."""
+    """Random images and labels."""
     rng = np.random.default_rng(step)
     return {
         "image": rng.integers(0, 256, (n, size, size, 3), np.uint8),
@@ -80,7 +80,7 @@ def put(batch, recipe):
 
 
 def statistics_of(size=16):
-    """Made-up statistics of pictures of a size."""
+    """Made-up statistics of images of a size."""
     pca = ColorPCA(np.eye(3, dtype=np.float32), np.array([0.2, 0.02, 0.005], np.float32))
     return Statistics(np.full((size, size, 3), 127.5, np.float32), pca)
 

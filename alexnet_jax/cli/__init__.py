@@ -14,32 +14,35 @@ from alexnet_jax.evaluation import saved
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; errors that the user can mend are told in a sentence."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    commands = parser()
+    options, rest = commands.parse_known_args(arguments)
     if options.command == "doctor":
         options.flags = [f"--config={options.config}", *rest]
     elif options.command == "experiment":
         options.flags = rest
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        commands.error(f"unrecognized arguments: {' '.join(rest)}")
     # Before TensorFlow is imported, which only reads data here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
-    from alexnet_jax.errors import UsageError
+    from alexnet_jax.errors import UsageError, missing_package
 
     try:
         options.run(options)
     except UsageError as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {missing_package(error)}")
 
 
-def _parser():
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax", description="AlexNet in JAX: side jobs.")
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    program = argparse.ArgumentParser(prog="python -m alexnet_jax", description="AlexNet in JAX: side jobs.")
+    commands = program.add_subparsers(dest="command", required=True)
 
     summary = commands.add_parser("summary", help="print the table of layers, sizes and parameters")
     summary.add_argument("--architecture", default="PAPER", help="PAPER, SLIDES, LENET5, ...; a wrong one lists all")
-    summary.add_argument("--batch_size", type=common.positive, help="pictures; default 1, for --communication 128")
+    summary.add_argument("--batch_size", type=common.positive, help="images; default 1, for --communication 128")
     summary.add_argument("--communication", action="store_true", help="what devices send each other in a step instead")
     summary.add_argument("--devices", type=common.positive, default=2, help="with --communication: how many there are")
     summary.add_argument(
@@ -76,27 +79,27 @@ def _parser():
         "--format", choices=("stablehlo", "savedmodel"), default="stablehlo", help="for JAX, or for TensorFlow"
     )
     export.add_argument(
-        "--views", type=int, choices=(1, 5, 10), default=1, help="of a picture: 5 are those of 10 that are not mirrored"
+        "--views", type=int, choices=(1, 5, 10), default=1, help="of an image: 5 are those of 10 that are not mirrored"
     )
     export.set_defaults(run=_export)
 
     for module in (report, predict, retrieve, ensemble, experiment):
         module.add(commands)
-    return parser
+    return program
 
 
 def _add_data_commands(commands):
-    prepare = commands.add_parser("prepare", help="make ImageNet, or pictures of your own, into square ones, once")
+    prepare = commands.add_parser("prepare", help="make ImageNet, or images of your own, into square ones, once")
     prepare.add_argument("--source", required=True, help="tfds:NAME, tars:FOLDER (ImageNet's two) or folder:FOLDER")
     prepare.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
     prepare.add_argument("--dataset", default="imagenet2012", help="the name that config.dataset will give")
-    prepare.add_argument("--image_size", type=common.positive, default=256, help="side of the pictures in pixels")
+    prepare.add_argument("--image_size", type=common.positive, default=256, help="side of the images in pixels")
     prepare.add_argument("--workers", type=common.positive, help="processes; default: one a core, if there is memory")
     prepare.add_argument(
         "--encoding", choices=("jpeg", "raw"), default="jpeg", help="raw: pixels, larger and quicker to read"
     )
     prepare.add_argument(
-        "--broken", choices=("fatal", "skip"), default="fatal", help="what to do about pictures that do not decode"
+        "--broken", choices=("fatal", "skip"), default="fatal", help="what to do about images that do not decode"
     )
     prepare.set_defaults(run=_prepare)
 
@@ -112,7 +115,7 @@ def _add_data_commands(commands):
         "--duplicates",
         choices=("sample", "all", "none"),
         default="sample",
-        help="of how many pictures the content is compared; all reads the whole dataset once",
+        help="of how many images the content is compared; all reads the whole dataset once",
     )
     doctor.set_defaults(run=_doctor)
 
@@ -214,7 +217,7 @@ def _convert(options):
     print(f"Read: {weights.source}")
     print(f"Parameters: {sum(a.size for layer in weights.params.values() for a in layer.values()):,}")
     print(f"Classes: {weights.classes}")
-    print(f"Pictures: {weights.preprocessing}")
+    print(f"Images: {weights.preprocessing}")
     print(f"Wrote: {options.dest}")
 
 
@@ -236,7 +239,7 @@ def _export(options):
     print(f"Wrote: {path} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)")
     shape = ", ".join(map(str, weights.mean_image.shape))
     print(f"Input: images (n, {shape}) uint8: {weights.preprocessing}")
-    print(f"Output: probabilities (n, {weights.architecture[-1].units}) float32; views of a picture: {options.views}")
+    print(f"Output: probabilities (n, {weights.architecture[-1].units}) float32; views of an image: {options.views}")
     print(f"Classes: {weights.classes}")
-    print("Checked: of random pictures, one and three at a time, it gives the network's own probabilities")
+    print("Checked: of random images, one and three at a time, it gives the network's own probabilities")
     print(f"To use it: {export.LOADING[options.format].format(path=str(path))}")

@@ -22,7 +22,7 @@ def add(commands) -> None:
         "--save", metavar="FOLDER", help="keep the predictions of the runs there, as NAME-DIGEST-VIEWS.npz"
     )
     ensemble.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of each run")
-    ensemble.add_argument("--views", type=int, choices=(1, 5, 10), help="of a picture; default: 1, then the runs' most")
+    ensemble.add_argument("--views", type=int, choices=(1, 5, 10), help="of an image; default: 1, then the runs' most")
     ensemble.add_argument("--split", help="instead of the runs' eval_split")
     ensemble.add_argument("--data_dir", help="instead of the runs' own")
     ensemble.add_argument(
@@ -72,6 +72,7 @@ def _open(workdir, options):
     """The weights of a run, its evaluation split, and both as a member."""
     from alexnet_jax import convert
     from alexnet_jax.evaluation import ensemble
+    from alexnet_jax.training import setup
 
     folder = Path(workdir).expanduser()
     config = setup.config_of(folder)
@@ -99,11 +100,12 @@ def _views(options, runs, saved):
 def _run(workdir, run, views, options):
     """Yields a run's predictions, and keeps them if they are to be saved."""
     from alexnet_jax.evaluation import ensemble
+    from alexnet_jax.evaluation.trained import Trained
 
     weights, source, member = run
     trained = Trained.of(weights, batch_size=128)
     for n in views:
-        print(f"{member.network}: {member.examples} pictures of {member.split}, views of each: {n}", flush=True)
+        print(f"{member.network}: {member.examples} images of {member.split}, views of each: {n}", flush=True)
         made = ensemble.predict(trained, source, member, n)
         if options.save:
             path = Path(options.save) / f"{Path(workdir).resolve().name}-{member.digest[:8]}-{n}.npz"

@@ -1,4 +1,4 @@
-"""The commands `predict`, the classes of pictures, and `submit`, the file that a challenge takes."""
+"""The commands `predict`, the classes of images, and `submit`, the file that a challenge takes."""
 
 import json
 import shutil
@@ -10,16 +10,16 @@ from alexnet_jax.evaluation.trained import Trained
 
 def add(commands) -> None:
     """Adds predict and submit to the commands."""
-    predict = commands.add_parser("predict", help="the most probable classes of pictures")
+    predict = commands.add_parser("predict", help="the most probable classes of images")
     _add_network(predict)
     predict.add_argument("--top", type=common.positive, default=5, help="classes to show of each; default 5")
     predict.add_argument("--names", help="file with the names of the classes, one a line, instead of the run's own")
-    predict.add_argument("--json", action="store_true", help="print a JSON object a picture")
+    predict.add_argument("--json", action="store_true", help="print a JSON object an image")
     predict.set_defaults(run=_predict)
 
-    submit = commands.add_parser("submit", help="five classes of each test picture, as ILSVRC's server takes them")
+    submit = commands.add_parser("submit", help="five classes of each test image, as ILSVRC's server takes them")
     _add_network(submit)
-    submit.add_argument("--output", required=True, help="the text file to write, a line a picture")
+    submit.add_argument("--output", required=True, help="the text file to write, a line an image")
     submit.add_argument(
         "--mapping", help="meta.mat of ILSVRC's development kit, or lines 'ILSVRC2012_ID WordNet-id'; for its classes"
     )
@@ -27,15 +27,15 @@ def add(commands) -> None:
 
 
 def _add_network(parser):
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders of pictures, or - for stdin")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders of images, or - for stdin")
     common.add_network(parser)
     parser.add_argument(
-        "--views", type=int, choices=(1, 5, 10), default=1, help="of a picture: 5 are those of 10 that are not mirrored"
+        "--views", type=int, choices=(1, 5, 10), default=1, help="of an image: 5 are those of 10 that are not mirrored"
     )
 
 
 def _open(options):
-    """The names of the pictures and the network, checked."""
+    """The names of the images and the network, checked."""
     from alexnet_jax.evaluation import predict
 
     common.check_network(options)
@@ -43,7 +43,7 @@ def _open(options):
     common.set_up_devices()
     weights = common.read_network(options)
     predict.check_views(weights, options.views)
-    return names, Trained.of(weights, batch_size=min(len(names), 64))  # a few pictures need not fill a batch
+    return names, Trained.of(weights, batch_size=min(len(names), 64))  # a few images need not fill a batch
 
 
 def _predict(options):
@@ -66,25 +66,25 @@ def _predict(options):
         elif best:
             print(_as_bars(made.name, best) if sys.stdout.isatty() else _as_line(made.name, best), flush=True)
     if unread:
-        raise UsageError(f"{unread} of {len(files)} files are no pictures that can be read; see above.")
+        raise UsageError(f"{unread} of {len(files)} files are no images that can be read; see above.")
 
 
 def _as_json(made, best):
     if made.error:
-        return json.dumps({"picture": made.name, "error": made.error})
+        return json.dumps({"image": made.name, "error": made.error})
     top = [{"class": int(k), "name": name, "probability": probability} for k, name, probability in best]
-    return json.dumps({"picture": made.name, "top": top})
+    return json.dumps({"image": made.name, "top": top})
 
 
-def _as_line(picture, best):
-    return f"{picture}: " + ", ".join(f"{name} {probability:.1%}" for _, name, probability in best)
+def _as_line(image, best):
+    return f"{image}: " + ", ".join(f"{name} {probability:.1%}" for _, name, probability in best)
 
 
-def _as_bars(picture, best):
+def _as_bars(image, best):
     columns = shutil.get_terminal_size().columns
     width = min(max(len(name) for _, name, _ in best), columns // 2)
     room = max(columns - width - len("  " + " 100.0% ") - 1, 1)  # a full line would wrap on some terminals
-    lines = [picture]
+    lines = [image]
     for _, name, probability in best:
         eighths = round(8 * room * probability)
         bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]
@@ -102,6 +102,6 @@ def _submit(options):
     files, trained = _open(options)
     ids = submission.class_ids(predict.class_names(trained.weights), options.mapping)
     made = predict.predictions(trained, submission.by_file_name(files), options.views)
-    lines = list(tqdm(submission.lines(made, ids), total=len(files), unit="picture", disable=None))
+    lines = list(tqdm(submission.lines(made, ids), total=len(files), unit="image", disable=None))
     write_whole(output, "".join(line + "\n" for line in lines))
     print(f"Wrote: {output} ({len(lines)} lines)")

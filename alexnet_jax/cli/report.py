@@ -7,7 +7,7 @@ from alexnet_jax.cli import common
 
 def add(commands) -> None:
     """Adds `report` to the commands."""
-    report = commands.add_parser("report", help="the page of a run: errors, curves, kernels, pictures, confusion")
+    report = commands.add_parser("report", help="the page of a run: errors, curves, kernels, images, confusion")
     report.add_argument("--workdir", required=True, help="folder of the run")
     report.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
     report.add_argument("--data_dir", help="instead of the run's own")

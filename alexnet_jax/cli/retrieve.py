@@ -1,4 +1,4 @@
-"""The commands features, retrieve and codes: pictures that a network finds alike (paper, section 6.1)."""
+"""The commands features, retrieve and codes: images that a network finds alike (paper, section 6.1)."""
 
 from alexnet_jax.cli import common
 from alexnet_jax.evaluation.trained import Trained, check_layer, last_hidden
@@ -6,26 +6,26 @@ from alexnet_jax.evaluation.trained import Trained, check_layer, last_hidden
 
 def add(commands) -> None:
     """Adds features, retrieve and codes to the commands."""
-    features = commands.add_parser("features", help="what a layer makes of every picture of a split, as an .npz file")
+    features = commands.add_parser("features", help="what a layer makes of every image of a split, as an .npz file")
     common.add_network(features)
     features.add_argument("--dataset", required=True, help="as config.dataset")
     features.add_argument("--split", default="train", help="of the data set; default train")
     features.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
     features.add_argument("--layer", help="any of the network's; default the last before the classifier")
     features.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the file")
-    features.add_argument("--batch_size", type=common.positive, default=64, help="pictures at a time")
+    features.add_argument("--batch_size", type=common.positive, default=64, help="images at a time")
     features.add_argument("--output", required=True, help="the .npz file to write")
     features.set_defaults(run=_features)
 
-    retrieve = commands.add_parser("retrieve", help="the pictures of an index that are nearest to some pictures")
-    retrieve.add_argument("images", nargs="+", metavar="IMAGE", help="a picture's file")
+    retrieve = commands.add_parser("retrieve", help="the images of an index that are nearest to some images")
+    retrieve.add_argument("images", nargs="+", metavar="IMAGE", help="an image's file")
     common.add_network(retrieve)
     retrieve.add_argument("--index", required=True, help="what features wrote, with the same network")
-    retrieve.add_argument("--codes", help="what codes wrote: look only among the 100 pictures of the nearest codes")
+    retrieve.add_argument("--codes", help="what codes wrote: look only among the 100 images of the nearest codes")
     retrieve.add_argument("--top", type=common.positive, default=6, help="how many")
     retrieve.set_defaults(run=_retrieve)
 
-    codes = commands.add_parser("codes", help="short binary codes of an index's pictures, by an auto-encoder")
+    codes = commands.add_parser("codes", help="short binary codes of an index's images, by an auto-encoder")
     codes.add_argument("--index", required=True, help="what features wrote")
     codes.add_argument("--bits", type=int, default=128, help="of a code, a multiple of 32")
     codes.add_argument("--seed", type=int, default=0, help="of the auto-encoder")
@@ -44,7 +44,7 @@ def _features(options):
     dataset = common.open_split(options.dataset, options.data_dir, options.split, trained.image_size)
     features.write(path, trained, dataset.evaluation, layer, dataset.class_names, options.dtype)
     count, width = features.read(path).vectors.shape
-    print(f"Wrote: {path} ({path.stat().st_size / 1e6:.1f} MB), {width} numbers of {layer} for {count:,} pictures")
+    print(f"Wrote: {path} ({path.stat().st_size / 1e6:.1f} MB), {width} numbers of {layer} for {count:,} images")
 
 
 def _retrieve(options):
@@ -57,8 +57,8 @@ def _retrieve(options):
     weights = common.read_network(options)
     index.check_network(weights)
     trained = Trained.of(weights, min(len(options.images), 64))  # a few need not fill a batch
-    pictures = _pictures(options.images, trained.image_size)
-    queries, top = trained.features(pictures, index.layer), min(options.top, len(index))
+    squares = _images(options.images, trained.image_size)
+    queries, top = trained.features(squares, index.layer), min(options.top, len(index))
     if short:
         stored, encoder = short
         _, candidates = codes.nearest(encoder.encode(queries), stored, max(top, codes.SHORTLIST))
@@ -67,7 +67,7 @@ def _retrieve(options):
     else:
         distances, indices = retrieve.nearest(queries, index.vectors, top)
     for image, near, found in zip(options.images, distances, indices, strict=True):
-        print(f"{image}, by {index.layer} among {len(index):,} pictures of {index.split}:")
+        print(f"{image}, by {index.layer} among {len(index):,} images of {index.split}:")
         for distance, i in zip(near, found, strict=True):
             print(f"  {distance:10.4g}  {index.class_of(i)}  {index.place_of(i)}")
 
@@ -82,27 +82,27 @@ def _codes(options):
     encoder, stored, measured = codes.make(index.vectors, options.bits, options.seed)
     codes.write(path, stored, encoder, index)
     print(f"Wrote: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    print(f"Bytes per picture: {stored.shape[1]}; of features {index.vectors[0].nbytes:,}")
-    print(f"Queries: {measured.queries} pictures that the auto-encoder did not learn from")
+    print(f"Bytes per image: {stored.shape[1]}; of features {index.vectors[0].nbytes:,}")
+    print(f"Queries: {measured.queries} images that the auto-encoder did not learn from")
     print(f"Recall@10 among the first {codes.SHORTLIST} by Hamming distance: {measured.recall:.3f}")
     print(f"Queries/s: by codes {measured.by_codes:,.0f}, exact {measured.exact:,.0f}")
 
 
-def _pictures(paths, size):
+def _images(paths, size):
     from pathlib import Path
 
     import numpy as np
 
     from alexnet_jax.data.any_format import read_square
-    from alexnet_jax.data.images import PictureError
+    from alexnet_jax.data.images import ImageError
     from alexnet_jax.errors import UsageError
 
-    pictures = []
+    squares = []
     for path in paths:
         try:
-            pictures.append(read_square(Path(path).expanduser().read_bytes(), size))
+            squares.append(read_square(Path(path).expanduser().read_bytes(), size))
         except OSError as error:
-            raise UsageError(f"{path} cannot be read ({error.strerror}). Give the path of a picture.") from error
-        except PictureError as error:
-            raise UsageError(f"{path} does not decode as a picture ({error}). Give another.") from error
-    return np.stack(pictures)
+            raise UsageError(f"{path} cannot be read ({error.strerror}). Give the path of an image.") from error
+        except ImageError as error:
+            raise UsageError(f"{path} does not decode as an image ({error}). Give another.") from error
+    return np.stack(squares)

@@ -1,7 +1,7 @@
 """Caffe's bvlc_alexnet and bvlc_reference_caffenet, and what was fine-tuned from them.
 
-Caffe sees pictures of 256 x 256 pixels, channels in the order BGR, less a mean image at the crop's place, and of
-them the central 227 x 227. (It squeezes pictures to 256 x 256 where we cut the longer side.)
+Caffe sees images of 256 x 256 pixels, channels in the order BGR, less a mean image at the crop's place, and of
+them the central 227 x 227. (It squeezes images to 256 x 256 where we cut the longer side.)
 """
 
 from pathlib import Path

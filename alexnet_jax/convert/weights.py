@@ -37,10 +37,10 @@ class Weights:
     Attributes:
       architecture: tuple of layers.
       params: {layer: {"kernel": float32 array, "bias": ...}}, towers first, as AlexNet has it.
-      mean_image: (S, S, 3) float32, pixels in 0..255; pictures have its size.
+      mean_image: (S, S, 3) float32, pixels in 0..255; images have its size.
       pca: ColorPCA of the training set, or None if the source has none.
       mean_at: as in augment.means.
-      views: the most that a test may take of a picture, as in errors.predict: 5 where a mirrored one is none of its
+      views: the most that a test may take of an image, as in errors.predict: 5 where a mirrored one is none of its
         class.
       classes: a sentence on the order of the classes.
       source: what it was converted from.
@@ -58,7 +58,7 @@ class Weights:
     class_names: tuple[str, ...] | None = None
 
     def predict(self, images, views: int = 1):
-        """Class probabilities of pictures, with the preprocessing that the weights were trained with.
+        """Class probabilities of images, with the preprocessing that the weights were trained with.
 
         Args:
           images: (N, S, S, 3), RGB, pixels in 0..255.
@@ -68,7 +68,7 @@ class Weights:
           (N, K) float32.
 
         Raises:
-          UsageError: if the pictures do not have the mean image's size.
+          UsageError: if the images do not have the mean image's size.
         """
         if np.ndim(images) != 4 or np.shape(images)[1:] != self.mean_image.shape:
             accepted = ", ".join(map(str, self.mean_image.shape))

@@ -1,15 +1,16 @@
 """The data path (paper, section 2): the only place that imports TensorFlow.
 
-originals    tars, folders and TFDS's records, as pictures that can be listed and read
-prepare      originals -> square pictures in array_record files, once
+originals    tars, folders and TFDS's records, as images that can be listed and read
+shards       one file of a prepared dataset
+workers      many processes that make them
+prepare      originals -> square images in array_record files, once
 imagenet     what is special about ILSVRC-2012
-labels       the labels that ILSVRC-2012 itself gives its pictures
+labels       the labels that ILSVRC-2012 itself gives its images
 sources      datasets by name, read by random access
 digits       the digits that need no download
-pictures     encoded bytes -> square uint8 pictures
-any_picture  files of any format that Pillow reads -> the same
+images       encoded bytes -> square uint8 images
+any_format   files of any format that Pillow reads -> the same
 batches      the order of examples, and tf.data
-statistics   mean image and colour PCA
 survey       one pass before training that finds what is broken
 """
 

@@ -1,4 +1,4 @@
-"""Pictures from anywhere, of any format that Pillow reads, as the network sees those it was trained on."""
+"""Images from anywhere, of any format that Pillow reads, as the network sees those it was trained on."""
 
 import io
 
@@ -6,13 +6,13 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.ExifTags import Base as Tag
 
-from alexnet_jax.data.images import MAX_PIXELS, PictureError, decode_square
+from alexnet_jax.data.images import MAX_PIXELS, ImageError, decode_square
 
 Image.init()
 # EPS is a program that Ghostscript would have to run, and of the others Pillow tells only that it is they.
 FORMATS = [name for name in Image.OPEN if name not in {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}]
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
-"""How the names of picture files end, in lower case."""
+"""How the names of image files end, in lower case."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,10 +26,10 @@ _UPRIGHT = {
 
 
 def read_square(encoded: bytes, size: int) -> np.ndarray:
-    """Decodes a picture of any format, rescales its shorter side to `size` and cuts out the central square.
+    """Decodes an image of any format, rescales its shorter side to `size` and cuts out the central square.
 
-    Where pictures.decode_square reads it, the pixels are those that it trains on. Otherwise Pillow reads it: the first
-    picture of several, transparency over white, of 16 bits the upper 8. Unlike there, a note on rotation (EXIF) is
+    Where images.decode_square reads it, the pixels are those that it trains on. Otherwise Pillow reads it: the first
+    image of several, transparency over white, of 16 bits the upper 8. Unlike there, a note on rotation (EXIF) is
     followed.
 
     Args:
@@ -40,25 +40,25 @@ def read_square(encoded: bytes, size: int) -> np.ndarray:
       (size, size, 3) uint8.
 
     Raises:
-      PictureError: if it is no picture, is damaged, or claims more pixels than examples.MAX_PIXELS or Pillow's limit.
+      ImageError: if it is no image, is damaged, or claims more pixels than examples.MAX_PIXELS or Pillow's limit.
 
     Source: paper, section 2.
     """
     try:
         square = decode_square(encoded, size)
-    except PictureError as error:
+    except ImageError as error:
         return decode_square(_as_bmp(encoded, error), size)
     turn = _UPRIGHT.get(_orientation(encoded))
     return square if turn is None else np.asarray(Image.fromarray(square).transpose(turn))
 
 
 def _orientation(encoded):
-    if b"Exif\0" not in encoded and b"eXIf" not in encoded:  # most pictures need not be opened a second time
+    if b"Exif\0" not in encoded and b"eXIf" not in encoded:  # most images need not be opened a second time
         return 1
     try:
         with _open(encoded) as image:
             return image.getexif().get(Tag.Orientation, 1)
-    except Exception:  # the picture is good, whatever its note is
+    except Exception:  # the image is good, whatever its note is
         return 1
 
 
@@ -67,14 +67,14 @@ def _as_bmp(encoded, refused):
     try:
         with _open(encoded) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"its header claims {image.width} x {image.height} pixels")
+                raise ImageError(f"its header claims {image.width} x {image.height} pixels")
             rgb = _rgb(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError:
         raise refused from None
-    except PictureError:
+    except ImageError:
         raise
     except Exception as error:  # of many kinds, as each format has a parser of its own
-        raise PictureError(str(error) or type(error).__name__) from error
+        raise ImageError(str(error) or type(error).__name__) from error
     file = io.BytesIO()
     rgb.save(file, "BMP")
     return file.getvalue()
@@ -88,10 +88,10 @@ def _rgb(image):
     if image.mode.startswith("I"):
         numbers = np.asarray(image)
         if numbers.min() < 0 or numbers.max() >= 2**16 or (image.mode == "I" and numbers.max() < 2**8):
-            raise PictureError(f"its numbers, from {numbers.min()} to {numbers.max()}, are not those of 16 bits")
+            raise ImageError(f"its numbers, from {numbers.min()} to {numbers.max()}, are not those of 16 bits")
         return Image.fromarray((numbers // 256).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise PictureError("its pixels are floating-point numbers, which do not tell what is white")
+        raise ImageError("its pixels are floating-point numbers, which do not tell what is white")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

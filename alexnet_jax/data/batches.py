@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from alexnet_jax.data.images import ACCEPTED, PictureError, decode_square
+from alexnet_jax.data.images import ACCEPTED, ImageError, decode_square
 from alexnet_jax.data.sources import Source
 from alexnet_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]
 """image (N, S, S, 3) uint8, label (N,) int32, index (N,) uint32, and in evaluation mask (N,) bool."""
 
-_PART = 8  # pictures that a thread decodes at a time
+_PART = 8  # images that a thread decodes at a time
 
 
 @functools.lru_cache(maxsize=2)
@@ -54,12 +54,12 @@ def train_batches(
       source: the training split.
       seed: of the order.
       batch_size: examples of a step, over all processes.
-      image_size: side of the pictures in pixels.
+      image_size: side of the images in pixels.
       start, stop: steps.
       rows: the part of each batch that this process reads.
 
     Raises:
-      UsageError: names the first picture that does not decode.
+      UsageError: names the first image that does not decode.
     """
 
     def examples(step):
@@ -107,7 +107,7 @@ def _read(source: Source, examples, start: int, stop: int, image_size: int):
         return tf.numpy_function(fetch, [step], (tf.uint8, tf.int32), stateful=False)
 
     with ThreadPoolExecutor(_cores(), thread_name_prefix="decode") as pool:
-        # Two batches at a time, so that no core waits for the last pictures of one of them.
+        # Two batches at a time, so that no core waits for the last images of one of them.
         dataset = tf.data.Dataset.range(start, stop).map(fetch_in_graph, num_parallel_calls=2).prefetch(1)
         options = tf.data.Options()
         options.autotune.enabled = False  # there is nothing to tune, and its thread is slow to end
@@ -130,15 +130,15 @@ def _decode(source: Source, indices: np.ndarray, images: np.ndarray, pool: Threa
         for first in firsts:
             part = slice(first, first + _PART)
             try:
-                pictures, labels[part] = source.read(indices[part])
-                for k, picture in enumerate(pictures, first):
-                    if isinstance(picture, np.ndarray):
-                        images[k] = picture
+                stored, labels[part] = source.read(indices[part])
+                for k, image in enumerate(stored, first):
+                    if isinstance(image, np.ndarray):
+                        images[k] = image
                     else:
-                        decode_square(picture, size, images[k])
-            except PictureError as error:
+                        decode_square(image, size, images[k])
+            except ImageError as error:
                 failures[first] = UsageError(
-                    f"{source.describe(indices[k])} does not decode as a picture ({error}). Accepted are {ACCEPTED}. "
+                    f"{source.describe(indices[k])} does not decode as an image ({error}). Accepted are {ACCEPTED}. "
                     "Repair or remove it, then start again."
                 )
                 return

@@ -7,7 +7,7 @@ TRAIN_PER_CLASS = 400  # of the 500 of each class; the other 100 are the test se
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """28x28 grey pictures of ten digits: 4,000 to train on and 1,000 to test on."""
+    """28x28 grey images of ten digits: 4,000 to train on and 1,000 to test on."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: dict[str, str] = {"1.0.0": "Initial release."}  # noqa: RUF012 (the name and type that TFDS reads)

@@ -6,20 +6,20 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as odd
 
-from alexnet_jax.data.images import PictureError
+from alexnet_jax.data.images import ImageError
 from alexnet_jax.data.labels import synset_of, synsets
 from alexnet_jax.errors import UsageError
 
 NAME = "imagenet2012"
-VERSION = "5.1.0"  # TFDS's, of the same pictures and labels
+VERSION = "5.1.0"  # TFDS's, of the same images and labels
 TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 SPLITS = {"train": "train", "val": "validation", "validation": "validation"}  # folders -> splits; no test: no labels
-PICTURES = {"train": 1_281_167, "validation": 50_000}  # of the 1000 classes
+IMAGES = {"train": 1_281_167, "validation": 50_000}  # of the 1000 classes
 WHERE = "https://image-net.org/download-images"
 
 
 def label_of(file_name: str, synset: str | None, place: str) -> int:
-    """The label of a picture that lies in the folder or tar of a synset, or, if None, is named as ILSVRC's own are.
+    """The label of an image that lies in the folder or tar of a synset, or, if None, is named as ILSVRC's own are.
 
     Raises:
       UsageError: if the synset is no class, or the file's own name tells another one or, without a synset, none.
@@ -51,11 +51,11 @@ def as_tfds_stores(file_name: str, encoded: bytes) -> bytes:
     """What TFDS stores instead of a file: the few in CMYK, and one PNG, as RGB JPEG of quality 100.
 
     Raises:
-      PictureError: if such a file does not decode.
+      ImageError: if such a file does not decode.
     """
     try:
         if file_name in odd.CMYK_IMAGES:
             return tfds.core.utils.jpeg_cmyk_to_rgb(encoded)
         return tfds.core.utils.png_to_jpeg(encoded) if file_name in odd.PNG_IMAGES else encoded
     except tf.errors.OpError as error:
-        raise PictureError(error.message.splitlines()[0][:200]) from error
+        raise ImageError(error.message.splitlines()[0][:200]) from error

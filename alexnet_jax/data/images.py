@@ -1,4 +1,4 @@
-"""From encoded bytes to square uint8 pictures (paper, section 2), on the host."""
+"""From encoded bytes to square uint8 images (paper, section 2), on the host."""
 
 import struct
 
@@ -10,24 +10,24 @@ import tensorflow as tf
 MAX_PIXELS = 2**27  # a header that claims more is not believed: 400 MB as uint8
 ACCEPTED = "JPEG, PNG, GIF and BMP of at most 134 million pixels"
 
-cv2.setNumThreads(1)  # each picture has a thread already
+cv2.setNumThreads(1)  # each image has a thread already
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is broken is named by our own error
 
 
-class PictureError(ValueError):
-    """Bytes that do not decode as a picture; the message says why."""
+class ImageError(ValueError):
+    """Bytes that do not decode as an image; the message says why."""
 
 
 def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, exact: bool = False) -> np.ndarray:
-    """Decodes a picture, rescales its shorter side to `size` and cuts out the central square.
+    """Decodes an image, rescales its shorter side to `size` and cuts out the central square.
 
-    A picture whose shorter side is `size` already keeps its pixels. Others go through bilinear
+    An image whose shorter side is `size` already keeps its pixels. Others go through bilinear
     interpolation after the JPEG decoder's own reduction by 2, 8/3, 4 or 8, with a 3x3 Gaussian before
     it where more than 1.5 pixels become one: a photograph costs little more than its decoding.
     With `exact`, through a triangle as wide as the reduction, in float32, and nothing else.
 
-    As in TFDS's imagenet2012, a note on rotation (EXIF) is ignored; grey pictures get three equal
-    channels, CMYK becomes RGB, of 16 bits the upper 8 are kept and of an animation the first picture.
+    As in TFDS's imagenet2012, a note on rotation (EXIF) is ignored; grey images get three equal
+    channels, CMYK becomes RGB, of 16 bits the upper 8 are kept and of an animation the first image.
 
     Args:
       encoded: a JPEG, PNG, GIF or BMP.
@@ -39,14 +39,14 @@ def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, e
       `out`.
 
     Raises:
-      PictureError: if `encoded` is no picture, is damaged, or claims more than MAX_PIXELS.
+      ImageError: if `encoded` is no image, is damaged, or claims more than MAX_PIXELS.
 
     Source: paper, section 2.
     """
     out = np.empty((size, size, 3), np.uint8) if out is None else out
     height, width, plain = _header(encoded)
     if not 0 < height * width <= MAX_PIXELS:
-        raise PictureError(f"its header claims {width} x {height} pixels")
+        raise ImageError(f"its header claims {width} x {height} pixels")
     if plain and height == width == size:  # as prepared data is: nothing is left to do
         return _decode_plain(encoded, buffer=out)
     reduces = not exact and min(height, width) > size
@@ -59,7 +59,7 @@ def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, e
 
 
 def _header(encoded: bytes) -> tuple[int, int, bool]:
-    """Height and width as a picture claims them, and whether it is a JPEG of the usual kind."""
+    """Height and width as an image claims them, and whether it is a JPEG of the usual kind."""
     try:
         if encoded[:2] == b"\xff\xd8":
             return _jpeg_header(encoded)
@@ -70,9 +70,9 @@ def _header(encoded: bytes) -> tuple[int, int, bool]:
         elif encoded[:2] == b"BM":
             width, height = map(abs, struct.unpack("<ii", encoded[18:26]))  # below 0: stored from the top
         else:
-            raise PictureError(f"it begins with {encoded[:8]!r}, as no picture does" if encoded else "it is empty")
+            raise ImageError(f"it begins with {encoded[:8]!r}, as no image does" if encoded else "it is empty")
     except struct.error as error:
-        raise PictureError("it ends within its header") from error
+        raise ImageError("it ends within its header") from error
     return height, width, False
 
 
@@ -85,7 +85,7 @@ def _jpeg_header(encoded):
     try:
         height, width, _ = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
     except tf.errors.InvalidArgumentError as error:
-        raise PictureError("its header is damaged") from error
+        raise ImageError("its header is damaged") from error
     return height, width, False
 
 
@@ -98,7 +98,7 @@ def _decode_plain(encoded, at_least=0, buffer=None):
         return simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer, **reduced)
     except ValueError as error:
         if "extraneous bytes" not in str(error):  # they do no harm (many of TFDS's cats_vs_dogs have them)
-            raise PictureError(str(error)) from error
+            raise ImageError(str(error)) from error
     image = _decode_other(encoded)
     if buffer is None:
         return image
@@ -115,14 +115,14 @@ def _decode_other(encoded):
         return tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
     except tf.errors.OpError as error:
         message = error.message.splitlines()[0].split("}} ")[-1].split(" [Op:")[0]  # without the name of the operation
-        raise PictureError(message[:200]) from error
+        raise ImageError(message[:200]) from error
 
 
 def _decode_bmp(encoded):
     # TensorFlow takes no notice of a BMP's palette.
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise PictureError("Invalid BMP data")
+        raise ImageError("Invalid BMP data")
     return image
 
 
@@ -144,7 +144,7 @@ def _through_linear(image, out):
 
 def _through_a_triangle(image, size):
     shorter = min(image.shape[:2])
-    sides = np.array([round(side * size / shorter) for side in image.shape[:2]])  # of the whole picture, rescaled
+    sides = np.array([round(side * size / shorter) for side in image.shape[:2]])  # of the whole image, rescaled
     square = tf.raw_ops.ScaleAndTranslate(  # as tf.image.resize(antialias=True), of the square alone
         images=image[None],
         size=[size, size],

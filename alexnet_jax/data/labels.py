@@ -1,4 +1,4 @@
-"""The labels that ILSVRC-2012 itself gives its pictures, from the lists that come with TFDS."""
+"""The labels that ILSVRC-2012 itself gives its images, from the lists that come with TFDS."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ def synsets() -> list[str]:
 
 
 def synset_of(file_name: str) -> str | None:
-    """The class of a picture by the name of its file; None where that does not tell."""
+    """The class of an image by the name of its file; None where that does not tell."""
     if found := re.match(r"(n\d{8})_\d+\.JPEG$", file_name):
         return found[1]
     found = re.match(r"ILSVRC2012_val_(\d{8})\.JPEG$", file_name)

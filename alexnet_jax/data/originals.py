@@ -1,4 +1,4 @@
-"""Where original pictures come from: folders, ImageNet's tars, or a dataset that TFDS made.
+"""Where original images come from: folders, ImageNet's tars, or a dataset that TFDS made.
 
 Each is first listed, and then read at random by however many processes.
 """
@@ -24,11 +24,11 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.files import write_whole
 
 ACCEPTED = "tfds:NAME, tars:FOLDER (of ImageNet's two) and folder:FOLDER (of SPLIT/CLASS/FILE)"
-_PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+_IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 
 
 class Original(NamedTuple):
-    """One picture: its name, unique in its split, its label, and where its bytes are."""
+    """One image: its name, unique in its split, its label, and where its bytes are."""
 
     name: str
     label: int
@@ -40,16 +40,16 @@ class Original(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Originals:
-    """All pictures of a source."""
+    """All images of a source."""
 
-    kind: str  # of files: "picture", "tar", "tfrecord" or "array_record"
+    kind: str  # of files: "image", "tar", "tfrecord" or "array_record"
     classes: list[str]
     splits: dict[str, list[Original]]
     key: list  # changes when the source does, apart from a folder's files
 
 
 def list_originals(source: str, dataset: str, data_dir: str, kept: Path) -> Originals:
-    """Finds the pictures of a source.
+    """Finds the images of a source.
 
     Args:
       source: "tfds:NAME" (in data_dir, or instead of NAME the folder of its records), "tars:FOLDER" or "folder:FOLDER".
@@ -70,7 +70,7 @@ def list_originals(source: str, dataset: str, data_dir: str, kept: Path) -> Orig
     for split, examples in originals.splits.items():
         _check_names(examples, f"{source}, split {split}")
     if not originals.splits:
-        raise UsageError(f"{source} holds no pictures with labels. Accepted are {ACCEPTED}; fill it, or name another.")
+        raise UsageError(f"{source} holds no images with labels. Accepted are {ACCEPTED}; fill it, or name another.")
     if dataset == imagenet.NAME:
         _check_imagenet(source, originals.splits)
     return originals
@@ -86,17 +86,17 @@ def absolute(source: str) -> str:
 
 
 def read(kind: str, original: Original) -> bytes:
-    """The encoded picture. Raises UsageError if its file is gone or cannot be read."""
+    """The encoded image. Raises UsageError if its file is gone or cannot be read."""
     try:
         if kind == "array_record":
             record = _array_record(original.file).read([original.start])[0]
         else:
             with open(original.file, "rb") as file:
                 file.seek(original.start)
-                record = file.read(-1 if kind == "picture" else original.size)
+                record = file.read(-1 if kind == "file" else original.size)
             if len(record) != original.size:
                 raise ValueError(f"of {original.size:,} bytes there are {len(record):,}")
-        return record if kind in ("picture", "tar") else _features(record)["image"].bytes_list.value[0]
+        return record if kind in ("file", "tar") else _features(record)["image"].bytes_list.value[0]
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise UsageError(
             f"{original.name} in {original.file} cannot be read ({error}). Bring the file back as it was. "
@@ -117,13 +117,13 @@ def _features(record):
 
 
 def _check_imagenet(source, splits):
-    for split, whole in imagenet.PICTURES.items():
+    for split, whole in imagenet.IMAGES.items():
         if not (examples := splits.get(split)):
-            raise UsageError(f"{source} holds no pictures of {split}; accepted is a source of both splits. Bring them.")
+            raise UsageError(f"{source} holds no images of {split}; accepted is a source of both splits. Bring them.")
         classes = len({example.label for example in examples})
         if (len(examples), classes) != (whole, 1000):
             print(
-                f"WARNING: {source} has {len(examples):,} pictures of {classes:,} classes for {split}, and all of "
+                f"WARNING: {source} has {len(examples):,} images of {classes:,} classes for {split}, and all of "
                 f"{imagenet.NAME} is {whole:,} of 1,000. Is something missing?"
             )
 
@@ -138,7 +138,7 @@ def _check_names(examples, where):
             )
         seen.add(name)
         if not name.isprintable():  # neither a line of a list nor UTF-8
-            raise UsageError(f"{where}: {name!r} is no name that can be printed. Give that picture another.")
+            raise UsageError(f"{where}: {name!r} is no name that can be printed. Give that image another.")
 
 
 # Folders
@@ -150,7 +150,7 @@ def _folder(root: Path, dataset: str) -> Originals:
     is_imagenet = dataset == imagenet.NAME
     entries = _visible(root)
     folders = {e.path: imagenet.SPLITS.get(e.name) if is_imagenet else e.name for e in entries if e.is_dir()}
-    if is_imagenet and not set(imagenet.PICTURES) <= set(folders.values()):
+    if is_imagenet and not set(imagenet.IMAGES) <= set(folders.values()):
         names = [entry.name for entry in entries]
         raise UsageError(
             f"folder:{root} holds {', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; accepted are "
@@ -169,8 +169,8 @@ def _folder(root: Path, dataset: str) -> Originals:
         if examples := list(tqdm(files, f"Listing {path}", unit=" files", mininterval=1)):
             splits.setdefault(split, []).extend(examples)
         else:
-            print(f"Left out: {path}, which holds no class folders with pictures.")
-    return Originals("picture", classes, dict(sorted(splits.items())), ["folder", str(root.resolve())])
+            print(f"Left out: {path}, which holds no class folders with images.")
+    return Originals("file", classes, dict(sorted(splits.items())), ["folder", str(root.resolve())])
 
 
 def _visible(folder):
@@ -192,7 +192,7 @@ def _split_folder(folder: Path, is_imagenet: bool, labels: dict[str, int]) -> It
                     yield _of_file(file, f"{entry.name}/{file.name}", labels[entry.name])
         elif is_imagenet and entry.name.startswith("ILSVRC2012_val_"):
             yield _of_file(entry, entry.name, imagenet.label_of(entry.name, None, str(folder)))
-        elif entry.name.lower().endswith(_PICTURES) and folder.name != "test":  # a test set may have no labels
+        elif entry.name.lower().endswith(_IMAGES) and folder.name != "test":  # a test set may have no labels
             raise UsageError(
                 f"{entry.path} lies in no class folder; accepted is SPLIT/CLASS/FILE. Move it into one, or, if "
                 f"{folder.name} is a class, give the folder above {folder.parent}."
@@ -223,8 +223,8 @@ def _tars(folder: Path, dataset: str, kept: Path) -> Originals:
     for split, path, members in zip(("train", "validation"), paths, (_train_members, _val_members), strict=True):
         try:
             with tarfile.open(path, "r:") as tar:
-                pictures = tqdm(members(tar, str(path)), f"Listing {path.name}", unit=" files", mininterval=1)
-                splits[split] = list(pictures)
+                images = tqdm(members(tar, str(path)), f"Listing {path.name}", unit=" files", mininterval=1)
+                splits[split] = list(images)
         except (tarfile.TarError, EOFError) as error:
             raise UsageError(
                 f"{path} is no whole tar ({error}). Fetch it again and compare its checksum with the one given there."

@@ -1,9 +1,9 @@
-"""Originals to square pictures in array_record files, once and whole, by all cores, with their statistics.
+"""Originals to square images in array_record files, once and whole, by all cores, with their statistics.
 
 DATA_DIR/NAME_square/SIZE/VERSION.incomplete/ holds the work until it is done:
 
 records/    what becomes DATA_DIR/NAME_square/SIZE/VERSION in one rename
-notes/      for each shard that is done: of what it was made, and the sums of its pictures
+notes/      for each shard that is done: of what it was made, and the sums of its images
 list.json   the list of the originals, where it takes minutes to make
 command.txt the command that goes on
 """
@@ -53,18 +53,18 @@ def prepare(
     broken: str = "fatal",
     workers: int | None = None,
 ) -> Path:
-    """Makes a dataset of square pictures, if it is not there already; goes on where an earlier call was stopped.
+    """Makes a dataset of square images, if it is not there already; goes on where an earlier call was stopped.
 
-    The bytes of its files depend on the pictures, their names and labels, image_size and encoding only. Workers
+    The bytes of its files depend on the images, their names and labels, image_size and encoding only. Workers
     import the script that calls this, which therefore needs `if __name__ == "__main__":`, unless workers is 1.
 
     Args:
       source: "tfds:NAME", "tars:FOLDER" or "folder:FOLDER"; see originals.list_originals.
       data_dir: where TFDS keeps its datasets; "" for its default, ~/tensorflow_datasets.
-      image_size: side of the pictures in pixels; the paper's 256.
-      dataset: the name that config.dataset will give: "imagenet2012", or for other pictures any other.
+      image_size: side of the images in pixels; the paper's 256.
+      dataset: the name that config.dataset will give: "imagenet2012", or for other images any other.
       encoding: "jpeg" of quality 95, or "raw": the pixels, larger and quicker to read.
-      broken: of pictures that do not decode: "fatal" or "skip".
+      broken: of images that do not decode: "fatal" or "skip".
       workers: processes; 1 is this one alone, None as many as there are cores, and memory for.
 
     Returns:
@@ -94,7 +94,7 @@ def prepare(
                         encoding=encoding,
                         skip=broken == "skip",
                         kind=originals.kind,
-                        as_tfds=dataset == imagenet.NAME and originals.kind in ("picture", "tar"),
+                        as_tfds=dataset == imagenet.NAME and originals.kind in ("file", "tar"),
                     )
                     _prepare(work, originals, workers or _default_workers(), final)
         shutil.rmtree(incomplete, ignore_errors=True)
@@ -210,7 +210,7 @@ def _begin(folder, command):
 def _prepare(work: Work, originals: Originals, workers: int, final: Path) -> None:
     for split, examples in originals.splits.items():
         classes = len({example.label for example in examples})
-        print(f"{split}: {len(examples):,} pictures of {classes:,} of {len(originals.classes):,} classes")
+        print(f"{split}: {len(examples):,} images of {classes:,} of {len(originals.classes):,} classes")
     work.records.mkdir(exist_ok=True)
     (work.folder / "notes").mkdir(exist_ok=True)
     shards = plan(work, originals)
@@ -219,14 +219,14 @@ def _prepare(work: Work, originals: Originals, workers: int, final: Path) -> Non
     _check_space(work, todo)
     total = sum(len(shard.examples) for shard in shards)
     done = total - sum(len(shard.examples) for shard in todo)
-    with tqdm(desc="Preparing", total=total, initial=done, unit=" pictures", mininterval=1, dynamic_ncols=True) as bar:
+    with tqdm(desc="Preparing", total=total, initial=done, unit=" images", mininterval=1, dynamic_ncols=True) as bar:
         found = make_here(work, todo, bar) if workers == 1 else make_by_many(work, todo, workers, bar)
     if found and not work.skip:
         path = work.folder / "broken.txt"
         _write_lines(path, found)
         first = "\n  ".join(sorted(found)[:20])
         raise UsageError(
-            f"Pictures that do not decode: {len(found):,}{', such as' if len(found) > 20 else ''}\n  {first}\n"
+            f"Images that do not decode: {len(found):,}{', such as' if len(found) > 20 else ''}\n  {first}\n"
             f"All are listed in {path}; accepted are {ACCEPTED}. Repair or remove them, or leave them out by "
             f"--broken=skip. {SAME_COMMAND}"
         )
@@ -238,7 +238,7 @@ def _write_lines(path, lines):
 
 
 def plan(work: Work, originals: Originals) -> list[Shard]:
-    """Deals the pictures out by hashes of their names: shuffled, and one more or less changes one shard alone."""
+    """Deals the images out by hashes of their names: shuffled, and one more or less changes one shard alone."""
     shards = []
     for split, examples in originals.splits.items():
         count = number_of_shards(len(examples), work)
@@ -255,10 +255,10 @@ def plan(work: Work, originals: Originals) -> list[Shard]:
     return shards
 
 
-def number_of_shards(pictures: int, work: Work) -> int:
-    """The power of two nearest to 5,000 JPEGs or 200 MB of pixels a shard: a few pictures more seldom change it."""
+def number_of_shards(images: int, work: Work) -> int:
+    """The power of two nearest to 5,000 JPEGs or 200 MB of pixels a shard: a few images more seldom change it."""
     raw = work.encoding == "raw"
-    shards = pictures * work.image_size**2 * 3 / _RAW_BYTES_A_SHARD if raw else pictures / _JPEGS_A_SHARD
+    shards = images * work.image_size**2 * 3 / _RAW_BYTES_A_SHARD if raw else images / _JPEGS_A_SHARD
     return 2 ** max(0, round(np.log2(max(shards, 1))))
 
 
@@ -267,7 +267,7 @@ def _clean(work, done):
     stays = {path for shard in done for path in (shard.path(work), shard.note(work))}
     goes = {*work.records.iterdir(), *(work.folder / "notes").iterdir()} - stays
     if stale := sum(path.suffix == ".npz" for path in goes):
-        print(f"Shards to be made anew, as their pictures changed or do not decode: {stale:,}")
+        print(f"Shards to be made anew, as their images changed or do not decode: {stale:,}")
     for path in goes:
         path.unlink()
 
@@ -291,12 +291,12 @@ def _finish(work, originals, shards, final):
         splits.setdefault(shard.split, []).append((note["count"], note["size"]))
         broken += note["broken"]
         if shard.split == "train":
-            sums.pictures += note["count"]
+            sums.images += note["count"]
             sums.image += note["image"]
             sums.square += note["square"]
     for split, of_split in splits.items():
         if not any(count for count, _ in of_split):
-            raise UsageError(f"Split {split} has no picture that decodes; accepted are {ACCEPTED}. Repair some.")
+            raise UsageError(f"Split {split} has no image that decodes; accepted are {ACCEPTED}. Repair some.")
     features = tfds.features.FeaturesDict(
         {
             "image": _image_feature(work),
@@ -321,7 +321,7 @@ def _finish(work, originals, shards, final):
         supervised_keys=("image", "label"),
         description=f"{work.name}: {work.image_size} x {work.image_size} pixels, {work.encoding}",
     )
-    if sums.pictures:
+    if sums.images:
         sums.statistics().save(work.records / _STATISTICS)
     if broken:
         _write_lines(work.records / "broken.txt", broken)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from alexnet_jax.data import imagenet
-from alexnet_jax.data.images import PictureError, decode_square
+from alexnet_jax.data.images import ImageError, decode_square
 from alexnet_jax.data.originals import Original, read
 from alexnet_jax.errors import UsageError
 from alexnet_jax.files import sync, write_whole
@@ -34,7 +34,7 @@ class Work:
     name: str  # NAME_square
     image_size: int
     encoding: str
-    skip: bool  # whether broken pictures are left out
+    skip: bool  # whether broken images are left out
     kind: str  # of the originals' files
     as_tfds: bool  # whether the originals are ImageNet's as they were published, not as TFDS stores them
 
@@ -76,7 +76,7 @@ def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
                 encoded = read(work.kind, example)
                 try:
                     stored, square = _square(work, example.name, encoded)
-                except PictureError as error:
+                except ImageError as error:
                     broken.append(f"{shard.split}/{example.name}: {error}")
                     continue
                 record = _record(stored, example)
@@ -104,7 +104,7 @@ def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
 
 
 def _square(work, name, encoded):
-    """A picture as it is stored, and its pixels as training will read them."""
+    """An image as it is stored, and its pixels as training will read them."""
     encoded = imagenet.as_tfds_stores(name, encoded) if work.as_tfds else encoded
     square = decode_square(encoded, work.image_size, exact=True)
     if work.encoding == "raw":

@@ -1,4 +1,4 @@
-"""Datasets by name: where the encoded pictures and the labels of a split come from.
+"""Datasets by name: where the encoded images and the labels of a split come from.
 
 Both kinds of source are read by random access: `read(indices)` gives the encoded
 bytes and the labels of any examples, which is what lets a run resume anywhere.
@@ -33,7 +33,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> tuple[list[bytes] | list[np.ndarray], np.ndarray]:
-        """The pictures, encoded or as pixels (S, S, 3) uint8, and the labels (int32) of some examples.
+        """The images, encoded or as pixels (S, S, 3) uint8, and the labels (int32) of some examples.
 
         Called from several threads at once.
         """
@@ -99,7 +99,7 @@ class RecordSource:
 
     name: str
     records: Sequence[bytes]  # serialized tf.train.Example
-    raw_shape: tuple[int, int, int] | None = None  # of pictures that are stored as pixels
+    raw_shape: tuple[int, int, int] | None = None  # of images that are stored as pixels
 
     def __len__(self):
         return len(self.records)
@@ -107,10 +107,10 @@ class RecordSource:
     def read(self, indices):
         # Parsed here, in a tenth of the time that TFDS takes for all its kinds of features.
         features = [tf.train.Example.FromString(self.records[i]).features.feature for i in np.asarray(indices).tolist()]
-        pictures = [f["image"].bytes_list.value[0] for f in features]
+        images = [f["image"].bytes_list.value[0] for f in features]
         if self.raw_shape:
-            pictures = [np.frombuffer(picture, np.uint8).reshape(self.raw_shape) for picture in pictures]
-        return pictures, np.array([f["label"].int64_list.value[0] for f in features], np.int32)
+            images = [np.frombuffer(image, np.uint8).reshape(self.raw_shape) for image in images]
+        return images, np.array([f["label"].int64_list.value[0] for f in features], np.int32)
 
     def describe(self, index):
         features = tf.train.Example.FromString(self.records[int(index)]).features.feature
@@ -175,7 +175,7 @@ def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str 
 
 
 def _raw_shape(name: str, image: tfds.features.FeatureConnector, image_size: int) -> tuple[int, int, int] | None:
-    """The shape of pictures that are stored as pixels, None where they are encoded."""
+    """The shape of images that are stored as pixels, None where they are encoded."""
     if isinstance(image, tfds.features.Image):
         return None
     wanted = (image_size, image_size, 3)
@@ -195,12 +195,12 @@ def _open_folder(path: str, train_split: str | None, eval_split: str) -> Dataset
     # ImageFolder reads by iteration only; its list of files is what random access needs.
     files = dict(builder._split_examples)
     if not any(files.values()):
-        raise UsageError(f"folder:{path} holds no pictures in class folders. Fill it so that {layout}.")
+        raise UsageError(f"folder:{path} holds no images in class folders. Fill it so that {layout}.")
     label = builder.info.features["label"]
     sources = []
     for split in _choose_splits(f"folder:{path}", files, train_split, eval_split):
         if not files[split]:
-            raise UsageError(f"folder:{path}/{split} holds no pictures in class folders. Fill it so that {layout}.")
+            raise UsageError(f"folder:{path}/{split} holds no images in class folders. Fill it so that {layout}.")
         labels = np.array([label.str2int(example.label) for example in files[split]], np.int32)
         paths = [example.image_path for example in files[split]]
         sources.append(FolderSource(f"folder:{path}, split {split}", paths, labels))

@@ -15,7 +15,7 @@ def survey(source: Source, *, image_size: int, num_classes: int) -> Statistics:
     """Reads a split once: its statistics, and an error that names what cannot be trained on.
 
     Raises:
-      UsageError: names the first picture that does not decode, or whose label is not in 0..num_classes-1.
+      UsageError: names the first image that does not decode, or whose label is not in 0..num_classes-1.
     """
     sums = Sums(image_size)
     batches = eval_batches(source, batch_size=min(64, len(source)), image_size=image_size)

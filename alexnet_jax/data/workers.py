@@ -47,7 +47,7 @@ def make_by_many(work, shards, workers, bar):
         names = ", ".join(f"{shard.split}/{shard.examples[count - 1].name}" for shard, count in at if count)
         raise UsageError(
             f"A worker died. If memory was short, give fewer than --workers={workers}. A script that calls this needs "
-            f'`if __name__ == "__main__":`. A picture may crash its decoder; at work were: {names or "none yet"}. '
+            f'`if __name__ == "__main__":`. An image may crash its decoder; at work were: {names or "none yet"}. '
             f"{SAME_COMMAND}"
         ) from error
     finally:

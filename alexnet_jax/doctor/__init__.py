@@ -2,9 +2,9 @@
 
 findings   what a check says
 machine    versions, devices, room on the disks
-data       examples, labels, colours, broken pictures, duplicates
-speed      whether the network waits for the pictures
-sheet      augmented pictures to look at
+data       examples, labels, colours, broken images, duplicates
+speed      whether the network waits for the images
+sheet      augmented images to look at
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ def examine(
     Args:
       config: ConfigDict as in configs/alexnet.py.
       workdir: where the run will go.
-      output: folder for the sheet of augmented pictures; None for no sheet.
-      duplicates: of how many pictures the content is compared: a sample, which bounds the time; all, which
+      output: folder for the sheet of augmented images; None for no sheet.
+      duplicates: of how many images the content is compared: a sample, which bounds the time; all, which
         reads the whole dataset once; or none.
       tell: is given each finding as soon as it is there.
 

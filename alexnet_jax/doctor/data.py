@@ -11,24 +11,24 @@ import numpy as np
 from tqdm import tqdm
 
 from alexnet_jax.data import labels
-from alexnet_jax.data.images import PictureError, decode_square
+from alexnet_jax.data.images import ImageError, decode_square
 from alexnet_jax.data.sources import Dataset, FolderSource, Source
 from alexnet_jax.doctor.findings import Findings, ok, problem, some, warning
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training.statistics import Statistics, Sums
 
-SAMPLE, FEW = 20_000, 1_000  # pictures of a split that are looked at; without a search for duplicates
+SAMPLE, FEW = 20_000, 1_000  # images of a split that are looked at; without a search for duplicates
 SECONDS = 30  # for a sample of a split
-FOR_COLOURS = 1_000  # pictures
+FOR_COLOURS = 1_000  # images
 IMBALANCE = 10  # of the largest class to the smallest
 LEAK = 1e-3  # share of the evaluation split that may lie in the training split
 
 # ILSVRC-2012: examples, and of each class the fewest and the most.
 IMAGENET = {"train": (1_281_167, 732, 1_300), "evaluation": (50_000, 50, 50)}
-# Of its training pictures as 256x256 squares: mean RGB in 0..255, colour variances of pixels in [0, 1].
+# Of its training images as 256x256 squares: mean RGB in 0..255, colour variances of pixels in [0, 1].
 IMAGENET_MEAN, IMAGENET_EIGENVALUES = (123.7, 116.8, 103.9), (0.228, 0.021, 0.006)
 LEVELS, FACTOR = 8.0, 2.0  # by which mean and eigenvalues may differ
-FAINT = 2e-4  # an eigenvalue that says nothing: grey pictures have such
+FAINT = 2e-4  # an eigenvalue that says nothing: grey images have such
 
 
 @dataclasses.dataclass
@@ -40,11 +40,11 @@ class Seen:
     labels: dict[int, int] = dataclasses.field(default_factory=dict)  # by example
     broken: dict[int, str] = dataclasses.field(default_factory=dict)  # why it does not decode
     digests: dict[int, bytes] = dataclasses.field(default_factory=dict)  # of the pixels that the network is given
-    sums: Sums | None = None  # of the first pictures, for their colours
+    sums: Sums | None = None  # of the first images, for their colours
 
     @property
     def count(self) -> int:
-        """Pictures that were looked at."""
+        """Images that were looked at."""
         return len(self.digests) + len(self.broken)
 
     @property
@@ -72,12 +72,12 @@ def look(split: str, source: Source, *, image_size: int, seed: int, duplicates: 
 
     def look_at(index):
         try:
-            (picture,), (label,) = source.read(np.array([index]))
+            (image,), (label,) = source.read(np.array([index]))
         except Exception as error:  # whatever the reader of damaged files says
             return index, None, str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
         try:
-            pixels = picture if isinstance(picture, np.ndarray) else decode_square(picture, image_size)
-        except PictureError as error:
+            pixels = image if isinstance(image, np.ndarray) else decode_square(image, image_size)
+        except ImageError as error:
             return index, label, str(error)
         return index, label, np.ascontiguousarray(pixels)
 
@@ -102,7 +102,7 @@ def _note(seen, index, label, found):
         seen.broken[index] = found
         return
     seen.digests[index] = hashlib.blake2b(found, digest_size=16).digest()
-    if seen.sums.pictures < FOR_COLOURS:
+    if seen.sums.images < FOR_COLOURS:
         seen.sums.add(found[None])
 
 
@@ -129,8 +129,8 @@ def is_all_of_imagenet(config, data: Dataset) -> bool:
 
 
 def broken(seen: Seen) -> Findings:
-    """Pictures that do not decode."""
-    check = f"pictures, {seen.split}"
+    """Images that do not decode."""
+    check = f"images, {seen.split}"
     if seen.broken:
         named = some((f"{seen.source.describe(i)} ({why})" for i, why in sorted(seen.broken.items())), 3)
         yield problem(
@@ -170,12 +170,12 @@ def classes(seen: Seen, num_classes: int, names: list[str] | None, imagenet: boo
     if empty and seen.all_labels and seen.split == "train":
         yield problem(
             check,
-            f"no examples of {some(empty)}: {len(empty):,} of {num_classes:,} classes cannot be learned. Add pictures, "
-            "or leave these classes out (a folder without pictures, or a --config.num_classes that is too large).",
+            f"no examples of {some(empty)}: {len(empty):,} of {num_classes:,} classes cannot be learned. Add images, "
+            "or leave these classes out (a folder without images, or a --config.num_classes that is too large).",
         )
     elif empty:
         kind = "the split" if seen.all_labels else f"a sample of {len(seen.labels):,}"
-        do = "Add pictures of them." if seen.all_labels else "Look at all: --duplicates=all."
+        do = "Add images of them." if seen.all_labels else "Look at all: --duplicates=all."
         yield warning(check, f"no examples of {some(empty)} in {kind}: {len(empty):,} of {num_classes:,} classes. {do}")
     elif imagenet and seen.all_labels and (counts[few], counts[many]) != IMAGENET[seen.split][1:]:
         wanted = "{:,} to {:,}".format(*IMAGENET[seen.split][1:])
@@ -184,7 +184,7 @@ def classes(seen: Seen, num_classes: int, names: list[str] | None, imagenet: boo
         yield warning(
             check,
             f"{text}: {counts[many] / counts[few]:.0f} times as many; expected is {IMBALANCE} times at most. The "
-            "network will favour the large ones: add pictures to the small ones, or read errors class by class.",
+            "network will favour the large ones: add images to the small ones, or read errors class by class.",
         )
     else:
         yield ok(check, text)
@@ -238,22 +238,22 @@ def _imagenet_order(data, splits):
                 )
                 return
             compared += wanted is not None
-    yield ok("label order", f"TFDS's 1,000 synsets in order; {compared:,} pictures have the label of their file's name")
+    yield ok("label order", f"TFDS's 1,000 synsets in order; {compared:,} images have the label of their file's name")
 
 
 def colours(config, data: Dataset, train: Seen) -> Findings:
-    """Mean and colour PCA: stored ones against the pictures, ImageNet's against the known ones."""
-    if not train.sums.pictures:
-        return  # no picture decodes, which was said
+    """Mean and colour PCA: stored ones against the images, ImageNet's against the known ones."""
+    if not train.sums.images:
+        return  # no image decodes, which was said
     sample = train.sums.statistics()
     stored = data.statistics is not None
     used = data.statistics if stored else sample
-    text = f"{'stored' if stored else f'of {train.sums.pictures:,} pictures'}: {_numbers(used)}"
+    text = f"{'stored' if stored else f'of {train.sums.images:,} images'}: {_numbers(used)}"
     if stored and (why := _differs(_mean(used), _values(used), _mean(sample), _values(sample))):
         yield problem(
             "colours",
-            f"{text}; {train.sums.pictures:,} pictures of the training split give {_numbers(sample)}. {why} The "
-            "stored statistics are not of these pictures: prepare the data again.",
+            f"{text}; {train.sums.images:,} images of the training split give {_numbers(sample)}. {why} The "
+            "stored statistics are not of these images: prepare the data again.",
         )
         return
     if config.dataset != "imagenet2012":
@@ -266,7 +266,7 @@ def colours(config, data: Dataset, train: Seen) -> Findings:
     elif is_all_of_imagenet(config, data):
         yield problem("colours", f"{text}. {why} Prepare the data again.")
     else:
-        yield warning("colours", f"{text}. {why} Of a part of ImageNet that may be so: look at the pictures.")
+        yield warning("colours", f"{text}. {why} Of a part of ImageNet that may be so: look at the images.")
 
 
 def _mean(statistics: Statistics):
@@ -297,7 +297,7 @@ def _differs(mean, values, wanted_mean, wanted_values) -> str:
 
 
 def twice_in(seen: Seen) -> Findings:
-    """Pictures that are in a split more than once: the same pixels, not merely similar ones."""
+    """Images that are in a split more than once: the same pixels, not merely similar ones."""
     check = f"duplicates, {seen.split}"
     groups = collections.defaultdict(list)
     for index, digest in seen.digests.items():
@@ -318,20 +318,20 @@ def twice_in(seen: Seen) -> Findings:
 
 
 def twice_across(train: Seen, evaluation: Seen) -> Findings:
-    """Pictures to evaluate on that were trained on: the same pixels, not merely similar ones."""
+    """Images to evaluate on that were trained on: the same pixels, not merely similar ones."""
     check = "duplicates, across"
     known = {digest: index for index, digest in train.digests.items()}
     shared = [(i, known[digest]) for i, digest in evaluation.digests.items() if digest in known]
-    compared = f"{evaluation.words()} pictures to evaluate on with {train.words()} to train on"
+    compared = f"{evaluation.words()} images to evaluate on with {train.words()} to train on"
     if not shared:
         unseen = "" if train.whole and evaluation.whole else "; --duplicates=all compares all"
         yield ok(check, f"none with exactly the same pixels: compared {compared}{unseen}")
         return
-    # Of a sample of the training split, each picture stands for several.
+    # Of a sample of the training split, each image stands for several.
     share = min(1.0, len(shared) / len(evaluation.digests) * len(train.source) / len(train.digests))
     pairs = (f"{evaluation.source.describe(a)} = {train.source.describe(b)}" for a, b in sorted(shared))
     text = (
-        f"{len(shared):,} pictures to evaluate on are in the training split as well, {'' if train.whole else 'about '}"
+        f"{len(shared):,} images to evaluate on are in the training split as well, {'' if train.whole else 'about '}"
         f"{share:.2%}; accepted is {LEAK:.1%} (compared {compared}, by exactly equal pixels): {some(pairs, 3)}. "
         "The errors will be too small: remove them from one of the two."
     )

@@ -51,16 +51,17 @@ def versions() -> Findings:
 
 
 def _required():
-    """The accepted versions of Python and what else this machine needs."""
-    file = ROOT / "requirements.txt"
-    if file.exists():
-        lines = [line.split("#")[0].strip() for line in file.read_text().splitlines()]
-        python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    """The accepted versions of Python and of the packages that training needs on this machine."""
+    file = ROOT / "pyproject.toml"
+    if file.exists():  # in a checkout; an installed package has the same in its metadata
+        project = tomllib.loads(file.read_text())["project"]
+        lines = project["dependencies"] + project["optional-dependencies"]["train"]
+        python = project["requires-python"]
     else:
         lines = importlib.metadata.requires("alexnet-jax") or []
         python = importlib.metadata.metadata("alexnet-jax")["Requires-Python"]
-    requirements = [Requirement(line) for line in lines if line]
-    return SpecifierSet(python), [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    requirements = map(Requirement, lines)
+    return SpecifierSet(python), [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": "train"})]
 
 
 def _version(package):
@@ -89,7 +90,7 @@ def devices(config):
         f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
         + (f" with {memory / 2**30:.1f} GiB each" if memory else "")
         + f"; mesh {shape['data']} x {shape['tower']} (data x tower), each with {layers} "
-        f"and {rows} of a batch's {config.batch_size} pictures"
+        f"and {rows} of a batch's {config.batch_size} images"
     )
     if found[0].platform == "cpu" and NVIDIA.exists():
         yield warning("devices", f'{text}. The NVIDIA GPU of this machine is not used: pip install "jax[cuda13]<0.13".')

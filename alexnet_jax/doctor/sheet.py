@@ -1,4 +1,4 @@
-"""A sheet of pictures as the network will see them, for a person to look at."""
+"""A sheet of images as the network will see them, for a person to look at."""
 
 import dataclasses
 import functools
@@ -18,24 +18,24 @@ from alexnet_jax.training.setup import Run
 from alexnet_jax.training.step import augmented
 
 ROWS, EPOCHS = 8, 6
-SMALLEST = 96  # pixels of a cell: small pictures are enlarged by a whole number
+SMALLEST = 96  # pixels of a cell: small images are enlarged by a whole number
 GAP, LABEL = 8, 24  # pixels between cells, and above a row for the name of its label
 NAME = "doctor.png"
 
 
 def write(run: Run, train: Seen, folder: Path) -> Findings:
-    """Writes the sheet: a row a picture of the training split, as stored and as its first epochs will show it."""
+    """Writes the sheet: a row an image of the training split, as stored and as its first epochs will show it."""
     examples = first_examples(run, train)
     if not examples:
-        return  # no picture decodes, which was said
+        return  # no image decodes, which was said
     names, path = run.data.class_names, Path(folder).expanduser() / NAME
     titles = [f"{names[label] if names else label}" for label in (train.labels[i] for i in examples)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = paint(*pictures(run, examples), titles)
+    pixels = paint(*images(run, examples), titles)
     write_whole(path, cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())
     yield ok(
         "sheet",
-        f"{path}: {len(examples)} pictures as stored, then as epochs 1 to {EPOCHS} will show them (mean added back). "
+        f"{path}: {len(examples)} images as stored, then as epochs 1 to {EPOCHS} will show them (mean added back). "
         "Look at it: right labels, colours and crops?",
     )
 
@@ -46,8 +46,8 @@ def first_examples(run: Run, train: Seen) -> list[int]:
     return [int(i) for i in order if int(i) in train.digests][:ROWS]
 
 
-def pictures(run: Run, examples: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures as stored, (R, S, S, 3) uint8, and as the first epochs show them, (R, EPOCHS, C, C, 3) uint8."""
+def images(run: Run, examples: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Images as stored, (R, S, S, 3) uint8, and as the first epochs show them, (R, EPOCHS, C, C, 3) uint8."""
     encoded, _ = run.data.train.read(np.array(examples))
     stored = np.stack(
         [p if isinstance(p, np.ndarray) else decode_square(p, run.config.image_size) for p in encoded]
@@ -59,7 +59,7 @@ def pictures(run: Run, examples: list[int]) -> tuple[np.ndarray, np.ndarray]:
         index = ((epoch * count + places) % 2**32).astype(np.uint32)  # as train_batches counts
         batch = {"image": stored, "index": index}
         black = {"image": np.zeros_like(stored), "index": index}
-        # What a black picture becomes is the mean as it was subtracted, wherever the crop fell.
+        # What a black image becomes is the mean as it was subtracted, wherever the crop fell.
         image = _augmented(run.recipe, batch, run.statistics) - _augmented(without_colours, black, run.statistics)
         shown.append(np.clip(np.round(image), 0, 255).astype(np.uint8))
     return stored, np.stack(shown, 1)
@@ -71,7 +71,7 @@ def _augmented(recipe, batch, statistics):
 
 
 def paint(stored: np.ndarray, shown: np.ndarray, titles: list[str]) -> np.ndarray:
-    """One RGB picture of all of them, each row below its title; smaller ones at the top left of their cell."""
+    """One RGB image of all of them, each row below its title; smaller ones at the top left of their cell."""
     side = stored.shape[1]
     scale = -(-SMALLEST // side)
     cell, rows, columns = scale * side, len(stored), 1 + shown.shape[1]
@@ -80,8 +80,8 @@ def paint(stored: np.ndarray, shown: np.ndarray, titles: list[str]) -> np.ndarra
         top = row * (LABEL + cell + GAP) + LABEL
         text = title.encode("ascii", "replace").decode()
         cv2.putText(canvas, text, (2, top - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-        for column, picture in enumerate([first, *others]):
-            picture = picture.repeat(scale, 0).repeat(scale, 1)
+        for column, image in enumerate([first, *others]):
+            image = image.repeat(scale, 0).repeat(scale, 1)
             left = column * (cell + GAP)
-            canvas[top : top + len(picture), left : left + len(picture)] = picture
+            canvas[top : top + len(image), left : left + len(image)] = image
     return canvas

@@ -1,4 +1,4 @@
-"""Pictures a second: read and augmented alone, learned alone, and both together as in a run."""
+"""Images a second: read and augmented alone, learned alone, and both together as in a run."""
 
 import dataclasses
 import datetime
@@ -13,12 +13,12 @@ from alexnet_jax.training.setup import Run
 from alexnet_jax.training.step import init_state, train_step
 
 SECONDS, BATCHES = 6.0, 200  # at most, for each of the three
-WAIT = 0.03  # share of a step that may be spent waiting for pictures
+WAIT = 0.03  # share of a step that may be spent waiting for images
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Pictures a second."""
+    """Images a second."""
 
     loader: float
     step: float
@@ -26,7 +26,7 @@ class Rates:
     compiling: float  # seconds
 
     def lost(self, shared: bool) -> float:
-        """The share of the time in which the network waits for pictures."""
+        """The share of the time in which the network waits for images."""
         # On a CPU the two slow each other down: there together is always less, and tells nothing of waiting.
         reached = self.loader if shared else min(self.loader, self.together)
         return max(0.0, 1 - reached / self.step)
@@ -44,7 +44,7 @@ def who_waits(run: Run) -> Findings:
             raise
         yield problem(
             "speed",
-            f"a step of {run.config.batch_size} pictures does not fit into the memory of the device "
+            f"a step of {run.config.batch_size} images does not fit into the memory of the device "
             f"({str(error).splitlines()[0][:200]}). Set --config.accumulate=2 or more, or a smaller "
             "--config.batch_size.",
         )
@@ -56,9 +56,9 @@ def who_waits(run: Run) -> Findings:
 def compare(rates: Rates, *, shared: bool) -> Finding:
     """Who waits for whom; `shared` says that both are at work on the same cores."""
     waits = rates.lost(shared)
-    text = f"pictures/s: loader alone {rates.loader:,.0f}, step alone {rates.step:,.0f}, together {rates.together:,.0f}"
+    text = f"images/s: loader alone {rates.loader:,.0f}, step alone {rates.step:,.0f}, together {rates.together:,.0f}"
     text += " (they share the CPU's cores)" if shared else ""
-    text += f"; the network waits for pictures {waits:.1%} of the time"
+    text += f"; the network waits for images {waits:.1%} of the time"
     if waits <= WAIT:
         return ok("speed", text)
     if rates.loader < rates.step:
@@ -91,7 +91,7 @@ def measure(run: Run) -> Rates:
       run: with its statistics, which may still lie on the host.
 
     Raises:
-      UsageError: names a picture that cannot be read.
+      UsageError: names an image that cannot be read.
     """
     config, recipe = run.config, run.recipe
     statistics = jax.device_put(run.statistics, recipe.network.placement.sharding(PartitionSpec()))

@@ -98,7 +98,7 @@ def check(members: Sequence[Member]) -> None:
 def predict(trained: Trained, source: Source, member: Member, views: int) -> Predictions:
     """Goes through a split with a network; views as in errors.predict."""
     rows, labels = [], []
-    with tqdm(total=len(source), unit="picture", disable=None) as bar:
+    with tqdm(total=len(source), unit="image", disable=None) as bar:
         for probabilities, there in trained.over(source, lambda images: trained.probabilities(images, views)):
             rows.append(probabilities)
             labels.append(there)

@@ -15,7 +15,7 @@ from alexnet_jax.training import augment
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-    """Errors in % over `examples` pictures of `views` views each, and their mean cross-entropy in nats."""
+    """Errors in % over `examples` images of `views` views each, and their mean cross-entropy in nats."""
 
     top1_error: float
     top5_error: float
@@ -26,7 +26,7 @@ class Errors:
 
 @functools.partial(jax.jit, static_argnames=("network", "views", "mean_at"))
 def count_errors(params, batch, mean_image, *, network: AlexNet, views: int, mean_at: augment.MeanAt = "crop"):
-    """Sums over the unmasked pictures of a batch: top1_wrong, top5_wrong, loss, examples.
+    """Sums over the unmasked images of a batch: top1_wrong, top5_wrong, loss, examples.
 
     Args:
       params: tree of parameters.
@@ -59,7 +59,7 @@ def count_errors(params, batch, mean_image, *, network: AlexNet, views: int, mea
 
 
 def predict(params, images, mean_image, *, network: AlexNet, views: int, mean_at: augment.MeanAt = "crop"):
-    """Class probabilities of a batch of pictures.
+    """Class probabilities of a batch of images.
 
     Args:
       params: tree of parameters.

@@ -18,7 +18,7 @@ def evaluate(
       source: a split (data/sources.py).
       statistics: Statistics of the training split; its mean image is subtracted.
       network: AlexNet with a placement on real devices.
-      batch_size: pictures at a time, over all devices; a multiple of the devices that share a batch.
+      batch_size: images at a time, over all devices; a multiple of the devices that share a batch.
       views, mean_at: as in predict.
       interrupted: asked before each batch; True if evaluation shall be given up, the result is then None.
     """

@@ -1,4 +1,4 @@
-"""Classes of pictures that come as files: found, read, and named."""
+"""Classes of images that come as files: found, read, and named."""
 
 import dataclasses
 import sys
@@ -12,7 +12,7 @@ from alexnet_jax.convert import Weights
 from alexnet_jax.convert.weights import ILSVRC_2012
 from alexnet_jax.data import labels
 from alexnet_jax.data.any_format import SUFFIXES, read_square
-from alexnet_jax.data.images import PictureError
+from alexnet_jax.data.images import ImageError
 from alexnet_jax.errors import UsageError
 from alexnet_jax.evaluation.trained import Trained
 
@@ -21,7 +21,7 @@ STDIN = "-"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network makes of one file: (K,) float32 probabilities; or None, and why it is no picture."""
+    """What a network makes of one file: (K,) float32 probabilities; or None, and why it is no image."""
 
     name: str
     probabilities: np.ndarray | None
@@ -32,39 +32,39 @@ def check_views(weights: Weights, views: int) -> None:
     """Raises UsageError for more views than the classes allow, as Weights.views has it."""
     if views > weights.views:
         raise UsageError(
-            f"--views is {views}; these weights are tested with {weights.views} at most, as a mirrored picture need "
+            f"--views is {views}; these weights are tested with {weights.views} at most, as a mirrored image need "
             f"not be of its class. Give --views={weights.views}."
         )
 
 
 def find(paths: Sequence[str]) -> list[str]:
-    """The names of pictures, in the order of the paths.
+    """The names of images, in the order of the paths.
 
     Args:
-      paths: files, taken as they are; folders, whose pictures are found by their suffixes at any depth and sorted by
-        their paths; "-" for one picture on stdin.
+      paths: files, taken as they are; folders, whose images are found by their suffixes at any depth and sorted by
+        their paths; "-" for one image on stdin.
 
     Raises:
-      UsageError: if there is no such path, a folder has no pictures, or stdin is named twice.
+      UsageError: if there is no such path, a folder has no images, or stdin is named twice.
     """
     found = []
     for path in paths:
         if Path(path).is_dir():
             inside = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
             if not inside:
-                raise UsageError(f"{path} holds no pictures: no .jpg, .png or the like. Give another folder, or files.")
+                raise UsageError(f"{path} holds no images: no .jpg, .png or the like. Give another folder, or files.")
             found += map(str, inside)
         elif path == STDIN or Path(path).exists():
             found.append(path)
         else:
-            raise UsageError(f"{path} is not there. Give picture files, folders, or - for a picture on stdin.")
+            raise UsageError(f"{path} is not there. Give image files, folders, or - for an image on stdin.")
     if found.count(STDIN) > 1:
-        raise UsageError("- stands for stdin, which has one picture; it was given twice. Give it once.")
+        raise UsageError("- stands for stdin, which has one image; it was given twice. Give it once.")
     return found
 
 
 def predictions(trained: Trained, names: Sequence[str], views: int = 1) -> Iterator[Prediction]:
-    """The predictions for files, in their order; those that are no pictures have errors instead.
+    """The predictions for files, in their order; those that are no images have errors instead.
 
     Args:
       trained: the network.
@@ -85,7 +85,7 @@ def _read(name, size):
     """The square of a file, or why there is none."""
     try:
         return read_square(sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes(), size)
-    except PictureError as error:
+    except ImageError as error:
         return str(error)
     except OSError as error:
         return f"it cannot be read: {error.strerror}"

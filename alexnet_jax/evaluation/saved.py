@@ -56,7 +56,7 @@ def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "",
       path: as in convert.read.
       dataset, data_dir: as in the config.
       split: as the config's eval_split.
-      batch_size: pictures at a time; rounded up to the devices.
+      batch_size: images at a time; rounded up to the devices.
 
     Returns:
       Errors by "one_view" and, with more than one, "ten_views".

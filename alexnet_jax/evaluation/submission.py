@@ -1,4 +1,4 @@
-"""The file that a challenge takes: the five most probable classes of each test picture, by number."""
+"""The file that a challenge takes: the five most probable classes of each test image, by number."""
 
 import os
 import re
@@ -59,26 +59,26 @@ def _ids_of_meta(path):
 
 
 def by_file_name(names: Sequence[str]) -> list[str]:
-    """Pictures in the order of a submission: of their files' names, without the folders."""
+    """Images in the order of a submission: of their files' names, without the folders."""
     return sorted(names, key=lambda name: (os.path.basename(name), name))
 
 
 def lines(made: Iterator[Prediction], ids: Sequence[int]) -> Iterator[str]:
-    """The lines of a submission: the five most probable classes of each picture by number, best first.
+    """The lines of a submission: the five most probable classes of each image by number, best first.
 
     Args:
       made: predictions, in the order of the files' names.
       ids: of the classes, as class_ids gives them.
 
     Raises:
-      UsageError: at the first file that is no picture: without its line, all others would move up.
+      UsageError: at the first file that is no image: without its line, all others would move up.
 
     Source: readme.txt of ILSVRC-2012's development kit, "Submission format", task 1.
     """
     for prediction in made:
         if prediction.probabilities is None:
             raise UsageError(
-                f"{prediction.name} is no picture: {prediction.error}. A submission has a line for each; repair it, "
+                f"{prediction.name} is no image: {prediction.error}. A submission has a line for each; repair it, "
                 "or leave it out."
             )
         yield " ".join(str(ids[k]) for k in best(prediction.probabilities, 5))

@@ -1,4 +1,4 @@
-"""What a trained network makes of pictures, on all devices of this machine: probabilities, and any layer's numbers."""
+"""What a trained network makes of images, on all devices of this machine: probabilities, and any layer's numbers."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ class Trained:
       weights: what it was made from.
       network: with a placement on all devices, each of which has the whole network.
       params, mean_image: on the devices.
-      batch_size: pictures at a time; what is given is filled up to it, so that one program serves all.
+      batch_size: images at a time; what is given is filled up to it, so that one program serves all.
     """
 
     weights: Weights
@@ -60,15 +60,15 @@ class Trained:
 
     @property
     def image_size(self) -> int:
-        """Side S of the pictures in pixels."""
+        """Side S of the images in pixels."""
         return len(self.weights.mean_image)
 
     def probabilities(self, images: np.ndarray, views: int = 1) -> np.ndarray:
-        """(n, S, S, 3) uint8 pictures -> (n, K) float32 class probabilities; views as in errors.predict."""
+        """(n, S, S, 3) uint8 images -> (n, K) float32 class probabilities; views as in errors.predict."""
         return self._in_batches(images, functools.partial(_probabilities, views=views))
 
     def features(self, images: np.ndarray, layer: str) -> np.ndarray:
-        """(n, S, S, 3) uint8 pictures -> (n, D) float32, what a layer makes of their central crops, laid out flat.
+        """(n, S, S, 3) uint8 images -> (n, D) float32, what a layer makes of their central crops, laid out flat.
 
         Raises:
           UsageError: if the network has no such layer; see also last_hidden.
@@ -81,7 +81,7 @@ class Trained:
 
         Args:
           source: the split (data/sources.py).
-          make: what to do with the pictures, such as `self.probabilities`.
+          make: what to do with the images, such as `self.probabilities`.
 
         Yields:
           make's rows, and the labels (n,) int32, of up to batch_size examples.
@@ -108,7 +108,7 @@ class Trained:
 
 
 def last_hidden(architecture: Architecture) -> str:
-    """The layer whose numbers the paper compares pictures by (section 6.1): the last before the classifier.
+    """The layer whose numbers the paper compares images by (section 6.1): the last before the classifier.
 
     For PAPER that is relu7, with 4096 numbers; dropout, which at test time only halves them, is passed over.
     """

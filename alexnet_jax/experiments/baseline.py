@@ -2,7 +2,7 @@
 
 After Sanchez and Perronnin, "High-dimensional signature compression for large-scale image classification" (CVPR 2011),
 but smaller: SIFT on a dense grid at several scales; reduced to 64 dimensions by PCA; the Fisher vector by a mixture of
-Gaussians, of the whole picture and of three stripes, each with signed square roots and of length 1; one-vs-rest linear
+Gaussians, of the whole image and of three stripes, each with signed square roots and of length 1; one-vs-rest linear
 SVMs. They had colour descriptors besides, 256 Gaussians or more, and compressed the vectors.
 
 Needs scikit-image and scikit-learn, which nothing else of this project does.
@@ -31,15 +31,15 @@ from alexnet_jax.training import setup
 CONFIG = "configs/imagenette.py"
 DEFAULTS = ()
 SEEDS = 1
-SIDE = 64  # pixels to which smaller pictures are enlarged
+SIDE = 64  # pixels to which smaller images are enlarged
 STEP = 4  # pixels between the points of the grid
 SCALES = (16, 24, 32)  # sides of the patches in pixels
 DIMENSIONS, COMPONENTS = 64, 64  # of a descriptor after PCA; of the mixture
-REGIONS = 4  # the whole picture and three stripes
+REGIONS = 4  # the whole image and three stripes
 SAMPLE = 200_000  # descriptors from which both are found
-BLOCK = 1000  # pictures a file of vectors
+BLOCK = 1000  # images a file of vectors
 COSTS = (0.1, 1.0, 10.0)  # the SVM's C, chosen on a tenth of the training set
-INSTALL = 'pip install "scikit-image>=0.26,<0.27" "scikit-learn>=1.9,<2"'
+INSTALL = 'pip install "alexnet-jax[experiments]"'
 PAPER = {"ILSVRC-2010 test, SIFT + FVs": (45.7, 25.7), "ILSVRC-2012 test, SIFT + FVs": (None, 26.2)}
 
 
@@ -96,14 +96,14 @@ def run(setting: Setting) -> str:
 
 def _check_room(training, tested, folder):
     """Raises UsageError if memory or disk cannot hold the vectors."""
-    size = 4 * REGIONS * COMPONENTS * (2 * DIMENSIONS + 1)  # bytes of a picture's
+    size = 4 * REGIONS * COMPONENTS * (2 * DIMENSIONS + 1)  # bytes of an image's
     memory, disk = 2 * training * size, (training + tested) * size
     all_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free_disk = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.rglob("*.npz"))
     for what, needed, free in (("memory", memory, all_memory), (f"disk at {folder}", disk, free_disk)):
         if needed > free:
             raise UsageError(
-                f"{training + tested} pictures need {needed / 1e9:.0f} GB of {what}; there are {free / 1e9:.0f} GB. "
+                f"{training + tested} images need {needed / 1e9:.0f} GB of {what}; there are {free / 1e9:.0f} GB. "
                 "Give fewer, as by --config.train_split='train[:10%]'."
             )
 
@@ -139,7 +139,7 @@ def _measure(data, config, seed, folder):
 
 
 def _vocabulary(source, config, seed, path):
-    """Found from the descriptors of pictures drawn at random."""
+    """Found from the descriptors of images drawn at random."""
     if path.exists():
         with np.load(path) as file:
             return Vocabulary(**file)
@@ -147,13 +147,13 @@ def _vocabulary(source, config, seed, path):
     from sklearn.decomposition import PCA
 
     draw = np.random.default_rng(seed)
-    per_picture = 100
-    chosen = np.sort(draw.choice(len(source), min(len(source), SAMPLE // per_picture), replace=False))
+    per_image = 100
+    chosen = np.sort(draw.choice(len(source), min(len(source), SAMPLE // per_image), replace=False))
     found = []
-    for images, _ in _pictures(source, config, chosen):
+    for images, _ in _images(source, config, chosen):
         for image in images:
             descriptors, _ = dense_sift(image)
-            found.append(draw.choice(descriptors, min(per_picture, len(descriptors)), replace=False))
+            found.append(draw.choice(descriptors, min(per_image, len(descriptors)), replace=False))
     sample = np.concatenate(found)
     pca = PCA(DIMENSIONS, random_state=seed).fit(sample)
     reduced = (sample - pca.mean_) @ pca.components_.T
@@ -170,8 +170,8 @@ def _save(path, **arrays):
         np.savez(file, **arrays)
 
 
-def _pictures(source, config, indices):
-    """Yields pictures (n, S, S, 3) uint8 and labels (n,) of some examples, a batch at a time."""
+def _images(source, config, indices):
+    """Yields images (n, S, S, 3) uint8 and labels (n,) of some examples, a batch at a time."""
     part = examples.Part(source, indices)
     for batch in batches.eval_batches(part, batch_size=config.eval_batch_size, image_size=config.image_size):
         yield batch["image"][batch["mask"]], batch["label"][batch["mask"]]
@@ -204,7 +204,7 @@ def dense_sift(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fisher_vector(image: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """The Fisher vectors of a picture and of its three stripes, (4 (K + 2 K DIMENSIONS),) float32."""
+    """The Fisher vectors of an image and of its three stripes, (4 (K + 2 K DIMENSIONS),) float32."""
     from skimage import feature
 
     descriptors, y = dense_sift(image)
@@ -225,7 +225,7 @@ def _vectors(source, config, vocabulary, folder):
             path = folder / f"{start:08d}.npz"
             if not path.exists():
                 vectors, labels = [], []
-                for images, those in _pictures(source, config, np.arange(start, min(start + BLOCK, len(source)))):
+                for images, those in _images(source, config, np.arange(start, min(start + BLOCK, len(source)))):
                     vectors += pool.map(lambda image: fisher_vector(image, vocabulary), images)
                     labels.append(those)
                 _save(path, vectors=np.stack(vectors), labels=np.concatenate(labels))

@@ -89,7 +89,7 @@ def write(setting: Setting, done: Outcomes) -> str:
             marks.append(tables.Mark(name, tables.Mean(errors.top1_error), paper[0]))
     tables.plot(setting.folder / "table.png", "top-1 error, %", marks)
     header = ["network", "paper: top-1", "paper: top-5", "top-1", "top-5"]
-    below = f"Errors in % on {members[0].member.split}, views of each picture: {setting.config.views}.\n"
+    below = f"Errors in % on {members[0].member.split}, views of each image: {setting.config.views}.\n"
     below += f"Diverged, and left out: {', '.join(diverged)}.\n" if diverged else ""
     return tables.write(setting.folder / "table", header, rows, below)
 

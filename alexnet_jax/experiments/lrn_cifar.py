@@ -1,7 +1,7 @@
 """The four-layer network on CIFAR-10 with and without normalization (paper, section 3.3: 11% and 13%).
 
 The paper leaves network and recipe to the files of its code. Here they are figure 1's network, and a recipe that a CPU
-can follow: mirrored pictures, weight decay, eight epochs, a learning rate that drops twice.
+can follow: mirrored images, weight decay, eight epochs, a learning rate that drops twice.
 """
 
 import functools

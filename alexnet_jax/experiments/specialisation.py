@@ -48,9 +48,7 @@ def write(setting: Setting, done: Outcomes) -> str:
         tables.plot(setting.folder / "table.png", "specialisation, from 0 to 1", marks)
         below = f"specialisation: {tables.Mean.of(scores, '.3f')} over {len(scores)} runs\n"
         below += (
-            "The pictures are grey: the colours of the kernels are those of their first random weights.\n"
-            if grey
-            else ""
+            "The images are grey: the colours of the kernels are those of their first random weights.\n" if grey else ""
         )
     header = ["run", "colour shares of the towers", "specialisation of random kernels", "specialisation"]
     return tables.write(setting.folder / "table", header, rows, below)

@@ -1,4 +1,4 @@
-"""Short binary codes by an auto-encoder, and the pictures whose codes differ least (paper, section 6.1).
+"""Short binary codes by an auto-encoder, and the images whose codes differ least (paper, section 6.1).
 
 The paper proposes it and gives no numbers; the form is that of Krizhevsky and Hinton, Using Very Deep Autoencoders for
 Content-Based Image Retrieval (2011), with one hidden layer on either side, as the features are the work of a deep
@@ -28,7 +28,7 @@ from alexnet_jax.inspection.features import Index
 
 HIDDEN = 512
 STEPS, BATCH, RATE = 3000, 256, 1e-3  # of Adam, its rate falling to 0 by a cosine
-SHORTLIST = 100  # pictures of the nearest codes, among which the nearest features are looked for
+SHORTLIST = 100  # images of the nearest codes, among which the nearest features are looked for
 
 _BLOCK = 2**14  # codes that the devices get at a time
 _SAMPLE = 2**12  # features that tell their mean and scale
@@ -139,8 +139,8 @@ class Measured:
     """How codes do beside exact search.
 
     Attributes:
-      queries: how many pictures were looked for.
-      recall: the share of their 10 nearest neighbours that are among the SHORTLIST pictures of the nearest codes.
+      queries: how many images were looked for.
+      recall: the share of their 10 nearest neighbours that are among the SHORTLIST images of the nearest codes.
       by_codes: queries/s of both searches one after the other: codes, then features of the shortlist.
       exact: queries/s of the search among all features.
     """
@@ -163,9 +163,7 @@ def make(vectors: np.ndarray, bits: int, seed: int = 0, steps: int = STEPS) -> t
       UsageError: if bits is no multiple of 32, or the vectors are too few.
     """
     if len(vectors) < 2 * SHORTLIST:
-        raise UsageError(
-            f"there are {len(vectors)} features; accepted are {2 * SHORTLIST} or more. Give more pictures."
-        )
+        raise UsageError(f"there are {len(vectors)} features; accepted are {2 * SHORTLIST} or more. Give more images.")
     order = np.random.default_rng(seed).permutation(len(vectors))
     others, chosen = np.split(order, [len(order) // 10])
     encoder = train(vectors, chosen, bits, seed, steps)
@@ -205,14 +203,14 @@ def recall(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def write(path: Path, codes: np.ndarray, encoder: Encoder, index: Index) -> None:
-    """Writes the codes of an index's pictures with their encoder as an .npz file, whole or not at all."""
+    """Writes the codes of an index's images with their encoder as an .npz file, whole or not at all."""
     file = io.BytesIO()
     np.savez(file, codes=codes, index=np.array(index.fingerprint), **encoder.arrays)
     files.write_whole(path, file.getvalue())
 
 
 def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
-    """The codes (N, bits / 8) uint8 of an index's pictures, and their encoder.
+    """The codes (N, bits / 8) uint8 of an index's images, and their encoder.
 
     Raises:
       UsageError: if there is no such file, it is another or a part of one, or its codes are those of other features.

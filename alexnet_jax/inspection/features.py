@@ -1,4 +1,4 @@
-"""What a layer makes of every picture of a split (paper, section 6.1): an .npz file larger than memory if need be."""
+"""What a layer makes of every image of a split (paper, section 6.1): an .npz file larger than memory if need be."""
 
 import dataclasses
 import hashlib
@@ -36,12 +36,12 @@ class Index:
       path: the file.
       vectors: (N, D) float32 or bfloat16, memory-mapped.
       labels: (N,) int32.
-      where: (N,) bytes, UTF-8: what a person needs to find each picture, its path or key.
+      where: (N,) bytes, UTF-8: what a person needs to find each image, its path or key.
       layer: whose output they are.
       dtype: "float32" or "bfloat16".
       digest: of the weights, as Weights.digest.
       network: what the weights were converted from, as Weights.source.
-      split: what the pictures are, e.g. "digits, split train".
+      split: what the images are, e.g. "digits, split train".
       class_names: of the K classes, or None.
     """
 
@@ -60,17 +60,17 @@ class Index:
         return len(self.labels)
 
     def class_of(self, i: int) -> str:
-        """The name of a picture's class, or its number where names are not known."""
+        """The name of an image's class, or its number where names are not known."""
         label = int(self.labels[i])
         return self.class_names[label] if self.class_names else f"class {label}"
 
     def place_of(self, i: int) -> str:
-        """Where a picture is."""
+        """Where an image is."""
         return self.where[i].decode()
 
     @property
     def fingerprint(self) -> str:
-        """A short text that is the same for the features of the same pictures by the same network."""
+        """A short text that is the same for the features of the same images by the same network."""
         digest = hashlib.sha256(json.dumps([getattr(self, name) for name in _TOLD]).encode())
         digest.update(self.labels.tobytes() + b"\n".join(self.where))
         return digest.hexdigest()

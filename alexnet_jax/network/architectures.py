@@ -11,9 +11,9 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """The picture: size x size pixels; and the number of towers that see it (paper, section 3.2).
+    """The image: size x size pixels; and the number of towers that see it (paper, section 3.2).
 
-    A network of one channel sees the mean of a picture's three. `scale`, one number or one a
+    A network of one channel sees the mean of an image's three. `scale`, one number or one a
     channel, multiplies what is left when the mean is subtracted; the paper leaves pixels as they are.
     """
 
@@ -138,7 +138,7 @@ class RBF:
     """LeNet-5's output: the logit of a class is minus the squared distance to its code.
 
     A code is text, "#" for a +1 and "." for a -1; there is one a class, and they are not trained.
-    The loss counts one class more, of which no picture is, with the logit -rubbish: it makes units
+    The loss counts one class more, of which no image is, with the logit -rubbish: it makes units
     go to the code of their class, where to be nearer to it than to others would be enough.
     """
 

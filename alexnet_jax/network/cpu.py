@@ -21,16 +21,16 @@ _TILE = 2  # outputs on a side of a tile; 4 would take points that cost digits
 
 
 def few_at_once(f, few, *arrays):
-    """f(*arrays), of so many pictures at a time, or fewer, that what it makes on its way stays in the cache.
+    """f(*arrays), of so many images at a time, or fewer, that what it makes on its way stays in the cache.
 
     Args:
-      f: takes arrays (n, ...) whose rows are pictures; returns a tree of the same kind, and a tree of arrays to be
-        added up over all pictures.
+      f: takes arrays (n, ...) whose rows are images; returns a tree of the same kind, and a tree of arrays to be
+        added up over all images.
       few: an n that fits the cache.
       arrays: (N, ...).
 
     Returns:
-      What f returns, of all N pictures.
+      What f returns, of all N images.
     """
     n = arrays[0].shape[0]
     if not isinstance(n, int):  # the N of an export, which stands for any
@@ -52,28 +52,28 @@ def few_at_once(f, few, *arrays):
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """A way to convolve: layers.convolution is of_pictures(x, prepared(kernel)), of a few pictures at a time.
+    """A way to convolve: layers.convolution is of_images(x, prepared(kernel)), of a few images at a time.
 
     Attributes:
-      few: how many pictures at a time fit the cache.
-      prepared: takes the kernel (h, w, C, O) to what of_pictures needs of it, a tree of arrays.
-      of_pictures: takes (n, H, W, C) and that to (n, H', W', O).
+      few: how many images at a time fit the cache.
+      prepared: takes the kernel (h, w, C, O) to what of_images needs of it, a tree of arrays.
+      of_images: takes (n, H, W, C) and that to (n, H', W', O).
     """
 
     few: int
     prepared: Callable
-    of_pictures: Callable
+    of_images: Callable
 
     def __call__(self, x, kernel):
         """(N, H, W, C) and (h, w, C, O) -> (N, H', W', O)."""
         kernel = self.prepared(kernel)
-        return few_at_once(lambda x: (self.of_pictures(x, kernel), ()), self.few, x)[0]
+        return few_at_once(lambda x: (self.of_images(x, kernel), ()), self.few, x)[0]
 
     def gradients(self, x, kernel, g):
         """With respect to x and kernel, for g (N, H', W', O)."""
         kernel, pull = jax.vjp(self.prepared, kernel)
-        # What f makes on its way is made once more: to keep it would take many times the memory of the pictures.
-        dx, dkernel = few_at_once(lambda x, g: jax.vjp(self.of_pictures, x, kernel)[1](g), self.few, x, g)
+        # What f makes on its way is made once more: to keep it would take many times the memory of the images.
+        dx, dkernel = few_at_once(lambda x, g: jax.vjp(self.of_images, x, kernel)[1](g), self.few, x, g)
         return dx, *pull(dkernel)
 
 
@@ -115,12 +115,12 @@ def by_rows(x, kernel, stride, padding):
     def prepared(kernel):
         return jnp.einsum("hwco,wij->hicjo", kernel, places).reshape(-1, wide * outputs)
 
-    def of_pictures(x, matrix):
+    def of_images(x, matrix):
         rows = jnp.pad(x.reshape(*x.shape[:2], -1), [(0, 0), padding, (0, 0)])
         seen = jnp.concatenate([rows[:, i : i + down : stride, : places.shape[1] * maps] for i in range(h)], -1)
         return (seen @ matrix).reshape(-1, high, wide, outputs)
 
-    return Convolution(2**22 // (high * h * x.shape[2] * maps), prepared, of_pictures)
+    return Convolution(2**22 // (high * h * x.shape[2] * maps), prepared, of_images)
 
 
 def by_tiles(x, kernel, stride, padding):
@@ -133,7 +133,7 @@ def by_tiles(x, kernel, stride, padding):
 
         Y = A' [(G g G') * (B' d B)] A    tile d of (r + 1)^2 inputs, kernel g; * element by element, ' transposes
 
-    With the sums over maps, each of the (r + 1)^2 elements is a matrix product over the tiles of many pictures. A
+    With the sums over maps, each of the (r + 1)^2 elements is a matrix product over the tiles of many images. A
     strided convolution is one of stride 1, whose maps are the pixels of a block of stride x stride.
 
     It adds in another order than the sum as written, and what it adds is larger: in float32 it is off by some 1e-6 of
@@ -152,11 +152,11 @@ def by_tiles(x, kernel, stride, padding):
         kernel = jnp.pad(kernel, [(0, r * stride - h)] * 2 + [(0, 0)] * 2)
         return _kernel_at_points(_in_blocks(kernel[None], stride)[0])
 
-    def of_pictures(x, g):
+    def of_images(x, g):
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
         return _tiles(_in_blocks(x, stride), g, high, wide)[:, : sides[0], : sides[1]]
 
-    return Convolution(600 // (high * wide), prepared, of_pictures)
+    return Convolution(600 // (high * wide), prepared, of_images)
 
 
 def _in_blocks(x, stride):

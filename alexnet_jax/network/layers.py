@@ -87,7 +87,7 @@ def relu(x):
 
     Source: paper, section 3.1.
     """
-    return _picture_by_picture(lambda x: jnp.maximum(x, 0), x)
+    return _image_by_image(lambda x: jnp.maximum(x, 0), x)
 
 
 relu.defvjp(lambda x: (relu(x),) * 2, lambda y, g: (jnp.where(y > 0, g, 0),))
@@ -220,7 +220,7 @@ def _lrn(x, window, k, alpha, beta):
         d = k + alpha * _window_sum(a * a, window)
         return (a * _power(d, -beta)).astype(x.dtype)
 
-    return _picture_by_picture(normalized, x)
+    return _image_by_image(normalized, x)
 
 
 def _lrn_forward(x, window, k, alpha, beta):
@@ -238,14 +238,14 @@ def _lrn_backward(window, k, alpha, beta, x, g):
         return dx.astype(x.dtype)
 
     x, g = lax.optimization_barrier((x, g))  # else the compiler would find the forward pass's d, and store it
-    return (_picture_by_picture(gradient, x, g),)
+    return (_image_by_image(gradient, x, g),)
 
 
 _lrn.defvjp(_lrn_forward, _lrn_backward)
 
 
-def _picture_by_picture(f, *arrays):
-    """f(*arrays), of arrays (N, ..., C) of which f takes each picture by itself; on a CPU, of many a few at a time."""
+def _image_by_image(f, *arrays):
+    """f(*arrays), of arrays (N, ..., C) of which f takes each image by itself; on a CPU, of many a few at a time."""
     if not isinstance(arrays[0].shape[0], int) or arrays[0].size < 1_000_000:
         return f(*arrays)
 

@@ -36,7 +36,7 @@ class AlexNet(nn.Module):
     Attributes:
       architecture: tuple of layers, as in architectures.py.
       dtype: type of the activations; parameters and logits are float32.
-      placement: how weights and pictures are spread over devices, for calls under towers.spread.
+      placement: how weights and images are spread over devices, for calls under towers.spread.
     """
 
     architecture: architectures.Architecture
@@ -50,7 +50,7 @@ class AlexNet(nn.Module):
         Args:
           images: (N, H, W, channels), H = W = the architecture's input size; pixels in 0..255, float with the mean
             subtracted (uint8 is accepted and taken as it is). A network of one channel also takes three. Under
-            towers.spread these are the device's own pictures, and so are the logits.
+            towers.spread these are the device's own images, and so are the logits.
           train: whether units drop out; needs `rngs={"dropout": key}`.
           index: (N,) integers that name the examples: a mask is drawn from (key, layer,
             index, tower), so that it does not depend on the number of devices. Default: 0..N-1,
@@ -68,11 +68,11 @@ class AlexNet(nn.Module):
         index = jnp.arange(images.shape[0]) if index is None else index
 
         hs = []  # one array a tower on this device
-        split = False  # whether hs are all pictures at this device's neurons (one weird trick)
+        split = False  # whether hs are all images at this device's neurons (one weird trick)
         for name, layer in zip(architectures.layer_names(self.architecture), self.architecture, strict=True):
             match layer:
                 case Input():
-                    hs = [_picture(images, layer).astype(self.dtype)] * (count // place.copies)  # each tower sees it
+                    hs = [_image(images, layer).astype(self.dtype)] * (count // place.copies)  # each tower sees it
                     continue
                 case Conv() | Dense():
                     local, outputs = place.local_shape(layer, count)
@@ -158,7 +158,7 @@ class _Subsample(nn.Module):
         return [kernel[t] * layers.average_pool(h, size, size) + bias[t] for t, h in enumerate(hs)]
 
 
-def _picture(images, layer):
+def _image(images, layer):
     """The images as the first layer sees them: its number of channels, its scale."""
     accepted = (layer.size, layer.size, layer.channels)
     if layer.channels == 1 and images.shape[1:] == (layer.size, layer.size, 3):

@@ -20,7 +20,7 @@ def summary(architecture: Architecture, batch_size: int = 1) -> str:
 
     Args:
       architecture: tuple of layers.
-      batch_size: pictures that the sizes are given for.
+      batch_size: images that the sizes are given for.
 
     Returns:
       Text: a heading, one line a layer, and seven lines of totals.

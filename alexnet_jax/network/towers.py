@@ -31,7 +31,7 @@ class Placement:
                                      a device has the kernels and neurons of its towers alone.
       weird_trick (Krizhevsky 2014)  The batch and the neurons of dense layers are split over all
                                      devices; the kernels of convolutions are whole on each. A
-                                     device convolves its own pictures, then takes the pictures
+                                     device convolves its own images, then takes the images
                                      of all through its own neurons.
 
     The parameters, and the numbers that come out, are the same in both and on every mesh. A
@@ -59,7 +59,7 @@ class Placement:
 
     @property
     def copies(self) -> int:
-        """The number of devices that work on the same pictures."""
+        """The number of devices that work on the same images."""
         return 1 if self.kind == "weird_trick" else self.mesh.shape[TOWER]
 
     def splits(self, layer: Dense, towers: int) -> bool:
@@ -139,7 +139,7 @@ class Placement:
         return slice(min(starts), max(stops))
 
     def put(self, batch: dict[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
-        """Sends this process's rows of a batch of batch_size pictures to its devices."""
+        """Sends this process's rows of a batch of batch_size images to its devices."""
         sharding = self.sharding(self.batch)
         return {
             name: jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))

@@ -166,5 +166,5 @@ def color_pca_from_sums(count, total, square):
     eigenvectors = eigenvectors[:, largest_first]
     # The sign of an eigenvector is arbitrary: make its largest component positive on every machine.
     signs = np.sign(eigenvectors[np.abs(eigenvectors).argmax(0), range(3)])
-    # Grey pictures have two eigenvalues that are zero up to rounding, which may be below it.
+    # Grey images have two eigenvalues that are zero up to rounding, which may be below it.
     return ColorPCA(eigenvectors * signs, np.maximum(eigenvalues[largest_first], 0))

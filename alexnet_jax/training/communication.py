@@ -1,6 +1,6 @@
 """What devices send each other in a step (paper, section 3.2), read from the traced step itself.
 
-That is all that carries pictures, activations or gradients. What the compiler adds where the
+That is all that carries images, activations or gradients. What the compiler adds where the
 optimizer needs a norm over several devices is a number a layer: for LARS, and for the
 gradient's norm under the weird trick.
 """
@@ -53,7 +53,7 @@ def collectives(architecture: Architecture, placement: towers.Placement, batch_s
     Args:
       architecture: tuple of layers.
       placement: on a mesh, of real devices or abstract.
-      batch_size: pictures of a step, over all devices.
+      batch_size: images of a step, over all devices.
     """
     size = architecture[0].size
     # Of these, only the network moves anything between devices.
@@ -102,7 +102,7 @@ def communication(architecture: Architecture, *, kind: towers.Kind, tower: int, 
     Args:
       architecture: tuple of layers.
       kind, tower, devices: as in towers.mesh_shape.
-      batch_size: pictures of a step, over all devices.
+      batch_size: images of a step, over all devices.
 
     Raises:
       ValueError: as mesh_shape, or if the batch does not divide.

@@ -42,27 +42,27 @@ class Statistics:
 
 
 class Sums:
-    """Sums over uint8 pictures of one size, from which the statistics follow.
+    """Sums over uint8 images of one size, from which the statistics follow.
 
     They are integers, and ImageNet's are far from 2^63: no rounding, and the same in whatever
-    order and by however many processes the pictures are added.
+    order and by however many processes the images are added.
     """
 
     def __init__(self, image_size: int):
-        self.pictures = 0
+        self.images = 0
         self.image = np.zeros((image_size, image_size, 3), np.int64)
         self.square = np.zeros((3, 3), np.int64)  # of the channels' products
 
     def add(self, images: np.ndarray) -> None:
-        """Adds (N, S, S, 3) uint8 pictures."""
-        self.pictures += len(images)
+        """Adds (N, S, S, 3) uint8 images."""
+        self.images += len(images)
         self.image += images.sum(0, dtype=np.int64)
         for image in images:
             pixels = image.reshape(-1, 3).astype(np.float64)
             self.square += (pixels.T @ pixels).astype(np.int64)  # exact: integers below 2^53
 
     def statistics(self) -> Statistics:
-        """The mean image and the colour PCA of all pictures added, in float64."""
-        count = self.pictures * self.image.shape[0] ** 2
+        """The mean image and the colour PCA of all images added, in float64."""
+        count = self.images * self.image.shape[0] ** 2
         pca = color_pca_from_sums(count, self.image.sum((0, 1)), self.square)
-        return Statistics(self.image / self.pictures, pca)
+        return Statistics(self.image / self.images, pca)

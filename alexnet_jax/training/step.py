@@ -146,7 +146,7 @@ def _accumulate(of_part, batch, parts):
 
 
 def augmented(recipe: Recipe, batch, statistics: Statistics, step):
-    """Crop, flip, mean and colour of each picture, by numbers drawn from its index (or its group's) alone.
+    """Crop, flip, mean and colour of each image, by numbers drawn from its index (or its group's) alone.
 
     Args: as in train_step; step, () int32, is that of the state.
 

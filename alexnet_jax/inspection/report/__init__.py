@@ -1,11 +1,11 @@
-"""The page of a run (paper, section 6): its errors beside the paper's, curves, kernels, pictures, confusion.
+"""The page of a run (paper, section 6): its errors beside the paper's, curves, kernels, images, confusion.
 
 figures         how figures look; their files
 curves          loss, error and rate
 kernels         Figure 3, and the specialisation of the towers
-pictures        Figure 4
+images        Figure 4
 confusion       which classes are taken for which
-augmentations   pictures as training shows them
+augmentations   images as training shows them
 page.html.j2    the page
 """
 
@@ -24,8 +24,8 @@ from alexnet_jax.evaluation.trained import Trained, last_hidden
 from alexnet_jax.files import write_whole
 from alexnet_jax.inspection.report import augmentations, confusion, curves, examples, kernels
 
-LIMIT = 10_000  # pictures of a split that are looked at
-STRIPS = 3  # pictures whose augmentations are shown
+LIMIT = 10_000  # images of a split that are looked at
+STRIPS = 3  # images whose augmentations are shown
 PAPERS = (
     ("ILSVRC-2010 test, CNN, ten views", "37.5", "17.0"),
     ("ILSVRC-2010 test, CNN, one view", "39.0", "18.3"),
@@ -49,7 +49,7 @@ def write(
       data: of the run, opened.
       weights: of the checkpoint that is shown.
       output: the .html file; the folder has its name without .html. Default: workdir/report.html.
-      limit: the most pictures of each split that are looked at; of more, so many are drawn by the run's seed.
+      limit: the most images of each split that are looked at; of more, so many are drawn by the run's seed.
 
     Returns:
       The file.
@@ -71,14 +71,14 @@ def write(
         "kernels": kernels.make(weights, folder),
         "classes": len(names),
         "folder": folder.name,
-        **_of_pictures(config, data, weights, names, limit, folder),
+        **_of_images(config, data, weights, names, limit, folder),
     }
     _write_page(path, content)
     return path
 
 
-def _of_pictures(config, data, weights, names, limit, folder):
-    """The parts of the page for which pictures are read: Figure 4, confusion, augmentations."""
+def _of_images(config, data, weights, names, limit, folder):
+    """The parts of the page for which images are read: Figure 4, confusion, augmentations."""
     trained, seed = Trained.of(weights, devices=jax.local_devices()), config.seed
     tested = examples.part(data.evaluation, limit, seed)
     learned = examples.part(data.train, limit, seed)

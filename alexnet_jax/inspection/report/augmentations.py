@@ -1,4 +1,4 @@
-"""Training pictures as the network sees them: cropped, mirrored, recoloured (paper, section 4.1)."""
+"""Training images as the network sees them: cropped, mirrored, recoloured (paper, section 4.1)."""
 
 import dataclasses
 import functools
@@ -18,15 +18,15 @@ ALONE = {"crop": "crop alone", "flip": "mirror alone", "colours": "colours alone
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A picture, and what was done to it, in words."""
+    """An image, and what was done to it, in words."""
 
-    picture: str
+    image: str
     words: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-    """The titles of the columns, and a row a training picture: its label and what is shown of it."""
+    """The titles of the columns, and a row a training image: its label and what is shown of it."""
 
     columns: list[str]
     rows: list[tuple[str, list[Shown]]]
@@ -47,7 +47,7 @@ def make(config, weights: Weights, images: np.ndarray, examples: np.ndarray, lab
     Args:
       config: of the run.
       weights: for the size of the crops, the mean image and the colours.
-      images: (R, S, S, 3) uint8 training pictures.
+      images: (R, S, S, 3) uint8 training images.
       examples: (R,) their numbers in the split.
       labels: their R labels.
       folder: for the files.
@@ -74,8 +74,8 @@ def make(config, weights: Weights, images: np.ndarray, examples: np.ndarray, lab
     rows = [
         (
             label,
-            [Shown(figures.picture_uri(image), ["as stored"])]
-            + [Shown(figures.picture_uri(p), w) for p, w in zip(row, text, strict=True)],
+            [Shown(figures.image_uri(image), ["as stored"])]
+            + [Shown(figures.image_uri(p), w) for p, w in zip(row, text, strict=True)],
         )
         for image, label, row, text in zip(images, labels, pixels, words, strict=True)
     ]
@@ -86,13 +86,13 @@ def make(config, weights: Weights, images: np.ndarray, examples: np.ndarray, lab
 def _draw(keys, images, mean_image, pca, size, choices, colours):
     """(R, C) draws: pixels (R, C, size, size, 3), corners (R, C, 2), mirrored (R, C), shifts (R, C, 3)."""
 
-    def of_picture(keys, image):
+    def of_image(keys, image):
         columns = [
             _one(key, image, mean_image, pca, size, choice, colours) for key, choice in zip(keys, choices, strict=True)
         ]
         return jax.tree.map(lambda *parts: jnp.stack(parts), *columns)
 
-    return jax.vmap(of_picture)(keys, images)
+    return jax.vmap(of_image)(keys, images)
 
 
 def _one(key, image, mean_image, pca, size, choice, colours):

@@ -15,10 +15,10 @@ LISTED = 20  # rows of the page's tables; the files have them all
 
 @dataclasses.dataclass(frozen=True)
 class Class:
-    """A class: its pictures, how many of them were taken for another, that in %, and the class they were oftenest."""
+    """A class: its images, how many of them were taken for another, that in %, and the class they were oftenest."""
 
     name: str
-    pictures: int
+    images: int
     wrong: int
     percent: float
     taken_for: str
@@ -26,7 +26,7 @@ class Class:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """The chart; the classes with the largest errors first; how many classes had pictures; the error over all in %."""
+    """The chart; the classes with the largest errors first; how many classes had images; the error over all in %."""
 
     chart: Chart
     worst: list[Class]
@@ -46,13 +46,13 @@ def make(probabilities: np.ndarray, labels: np.ndarray, names: list[str], folder
     counts = np.zeros((len(names), len(names)), np.int64)  # true, taken for
     np.add.at(counts, (labels, probabilities.argmax(1)), 1)
     cells = [[names[i], names[j], counts[i, j]] for i, j in np.argwhere(counts)]
-    figures.write_csv(folder / "confusion.csv", ["label", "taken_for", "pictures"], cells)
+    figures.write_csv(folder / "confusion.csv", ["label", "taken_for", "images"], cells)
     classes = sorted(
         (_class(k, row, names) for k, row in enumerate(counts) if row.any()), key=lambda c: (-c.percent, -c.wrong)
     )
     figures.write_csv(
         folder / "classes.csv",
-        ["class", "pictures", "wrong", "error_percent", "oftenest_taken_for"],
+        ["class", "images", "wrong", "error_percent", "oftenest_taken_for"],
         [dataclasses.astuple(c) for c in classes],
     )
     side = 5.4 if len(names) <= 10 else 7

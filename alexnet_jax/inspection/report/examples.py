@@ -1,4 +1,4 @@
-"""Test pictures with what the network makes of them, and their nearest training pictures (paper, Figure 4)."""
+"""Test images with what the network makes of them, and their nearest training images (paper, Figure 4)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -53,12 +53,12 @@ def through(trained: Trained, source: Source, make: Callable) -> tuple[np.ndarra
 
 
 def read(trained: Trained, source: Source, indices: np.ndarray) -> np.ndarray:
-    """Some pictures of a source, (n, S, S, 3) uint8."""
+    """Some images of a source, (n, S, S, 3) uint8."""
     return through(trained, Part(source, np.asarray(indices)), lambda images: images)[0]
 
 
 def choose(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Eight pictures by their places, drawn by a seed: half of them such as were taken for another class, if there are.
+    """Eight images by their places, drawn by a seed: half of them such as were taken for another class, if there are.
 
     Args:
       probabilities: (n, K).
@@ -82,9 +82,9 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A test picture: its number in the split, its label, and the five classes that seem likeliest."""
+    """A test image: its number in the split, its label, and the five classes that seem likeliest."""
 
-    picture: str
+    image: str
     example: int
     label: str
     bars: list[Bar]
@@ -111,7 +111,7 @@ def predictions(
     made = []
     for image, example, row, label in zip(images, examples, probabilities, labels, strict=True):
         bars = [Bar(names[k], 100 * float(row[k]), bool(k == label)) for k in predict.best(row, BARS)]
-        made.append(Prediction(figures.picture_uri(image), int(example), names[label], bars))
+        made.append(Prediction(figures.image_uri(image), int(example), names[label], bars))
     figures.save_png(lambda figure: _draw(figure, images, made), (10, 7), folder / "predictions.png")
     rows = [
         [p.example, p.label, rank, bar.name, bar.percent / 100, bar.true]
@@ -143,9 +143,9 @@ def _draw(figure, images, made):
 
 @dataclasses.dataclass(frozen=True)
 class Neighbour:
-    """A training picture: its number in the split, its label, its distance, and whether it has the test picture's."""
+    """A training image: its number in the split, its label, its distance, and whether it has the test image's."""
 
-    picture: str
+    image: str
     example: int
     label: str
     distance: float
@@ -177,10 +177,10 @@ def neighbours(
     names: list[str],
     folder: Path,
 ) -> list[list[Neighbour]]:
-    """Figure 4, right: a row a test picture; also as neighbours.png and neighbours.csv.
+    """Figure 4, right: a row a test image; also as neighbours.png and neighbours.csv.
 
     Args:
-      shown: R test pictures.
+      shown: R test images.
       images: (R, S, S, 3) uint8, the same.
       neighbour_images: (R, m, S, S, 3) uint8.
       examples: (R, m) their numbers in the training split.
@@ -190,7 +190,7 @@ def neighbours(
     """
     made = [
         [
-            Neighbour(figures.picture_uri(i), int(e), names[k], float(d), names[k] == test.label)
+            Neighbour(figures.image_uri(i), int(e), names[k], float(d), names[k] == test.label)
             for i, e, k, d in zip(*row, strict=True)
         ]
         for test, *row in zip(shown, neighbour_images, examples, labels, distances, strict=True)
@@ -202,10 +202,10 @@ def neighbours(
     ]
     header = ["test_example", "test_label", "rank", "train_example", "train_label", "distance"]
     figures.write_csv(folder / "neighbours.csv", header, rows)
-    pictures = [[image, *row] for image, row in zip(images, neighbour_images, strict=True)]
+    rows = [[image, *row] for image, row in zip(images, neighbour_images, strict=True)]
     titles = [
         [f"test:\n{test.label}", *(f"{n.label}\n{n.distance:.1f}" for n in row)]
         for test, row in zip(shown, made, strict=True)
     ]
-    figures.save_gallery(pictures, titles, folder / "neighbours.png")
+    figures.save_gallery(rows, titles, folder / "neighbours.png")
     return made

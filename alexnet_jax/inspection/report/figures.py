@@ -1,4 +1,4 @@
-"""How figures look, on paper and on a screen in light and dark; pictures as data: URIs; tables as CSV."""
+"""How figures look, on paper and on a screen in light and dark; images as data: URIs; tables as CSV."""
 
 import base64
 import csv
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from alexnet_jax.files import write_whole
 
-SHARP = 160  # pixels: smaller pictures are enlarged by a whole number to about this, so that no screen blurs them
+SHARP = 160  # pixels: smaller images are enlarged by a whole number to about this, so that no screen blurs them
 
 
 def _theme(ground, ink, faint, accent):
@@ -82,18 +82,18 @@ def _drawn(draw, size, theme, kind):
     return content.getvalue()
 
 
-def save_gallery(pictures: list[list[np.ndarray]], titles: list[list[str]], path: Path) -> None:
-    """Writes rows of square (H, H, 3) uint8 pictures, each below a title of up to three lines of 22 letters, as PNG."""
-    rows, columns = len(pictures), len(pictures[0])
-    cell = 1.35  # height, where the width is 1 and the picture's side 0.94
+def save_gallery(images: list[list[np.ndarray]], titles: list[list[str]], path: Path) -> None:
+    """Writes rows of square (H, H, 3) uint8 images, each below a title of up to three lines of 22 letters, as PNG."""
+    rows, columns = len(images), len(images[0])
+    cell = 1.35  # height, where the width is 1 and the image's side 0.94
 
     def draw(figure):
         figure.set_layout_engine("none")
-        axis = figure.add_axes((0, 0, 1, 1))  # one for all: an axis a picture takes seconds
+        axis = figure.add_axes((0, 0, 1, 1))  # one for all: an axis an image takes seconds
         axis.set_axis_off()
         for r, c in np.ndindex(rows, columns):
             bottom = cell * (r + 1)
-            axis.imshow(pictures[r][c], extent=(c + 0.03, c + 0.97, bottom, bottom - 0.94))
+            axis.imshow(images[r][c], extent=(c + 0.03, c + 0.97, bottom, bottom - 0.94))
             title = "\n".join(line[:22] for line in titles[r][c].splitlines())
             axis.text(c + 0.03, bottom - 0.97, title, va="bottom", fontsize=8)
         axis.set(xlim=(0, columns), ylim=(cell * rows + 0.03, 0))
@@ -101,14 +101,14 @@ def save_gallery(pictures: list[list[np.ndarray]], titles: list[list[str]], path
     save_png(draw, (1.6 * columns, 1.6 * (cell * rows + 0.03)), path)
 
 
-def show(axis, picture: np.ndarray, title: str) -> None:
-    """Shows a picture without the ticks of a chart."""
-    axis.imshow(picture)
+def show(axis, image: np.ndarray, title: str) -> None:
+    """Shows an image without the ticks of a chart."""
+    axis.imshow(image)
     axis.set_title(title, fontsize=8)
     axis.set_axis_off()
 
 
-def picture_uri(pixels: np.ndarray) -> str:
+def image_uri(pixels: np.ndarray) -> str:
     """(H, W, 3 or 4) uint8 pixels, the fourth opacity, as a data: URI: small ones sharp and exact, others as JPEG."""
     scale = max(1, round(SHARP / len(pixels)))
     pixels = pixels.repeat(scale, 0).repeat(scale, 1)

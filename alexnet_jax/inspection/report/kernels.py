@@ -12,9 +12,9 @@ from alexnet_jax.network.architectures import Conv, layer_names
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """A tower's kernels as a picture, how many they are, and their colour share, None where colours say nothing."""
+    """A tower's kernels as an image, how many they are, and their colour share, None where colours say nothing."""
 
-    picture: str
+    image: str
     count: int
     colour: float | None
 
@@ -32,22 +32,22 @@ class Kernels:
 
 
 def make(weights: Weights, folder: Path) -> Kernels | None:
-    """Figure 3 of a network, also as kernels.png and kernels.csv; None if no convolution sees the pictures."""
+    """Figure 3 of a network, also as kernels.png and kernels.csv; None if no convolution sees the images."""
     layers = dict(zip(layer_names(weights.architecture), weights.architecture, strict=True))
     first = next(name for name in layers if name in weights.params)
     if not isinstance(layers[first], Conv):
         return None
     kernels = np.moveaxis(weights.params[first]["kernel"], -1, 1)  # (T, n, h, w, C)
     coloured = kernels.shape[-1] == 3
-    pictures = [tile(tower) for tower in kernels]
+    images = [tile(tower) for tower in kernels]
     colours = [colour_share(tower) if coloured else None for tower in kernels]
-    _save(kernels, pictures, colours, folder)
+    _save(kernels, images, colours, folder)
     return Kernels(
         layer=first,
         size=kernels.shape[2],
         towers=[
-            Tower(figures.picture_uri(picture), len(tower), colour)
-            for picture, tower, colour in zip(pictures, kernels, colours, strict=True)
+            Tower(figures.image_uri(image), len(tower), colour)
+            for image, tower, colour in zip(images, kernels, colours, strict=True)
         ],
         specialisation=specialisation(kernels) if coloured and len(kernels) > 1 else None,
         grey_input=not coloured,
@@ -97,14 +97,14 @@ def tile(kernels: np.ndarray) -> np.ndarray:
     return pixels.reshape(rows * (height + 1), columns * (width + 1), 4)[:-1, :-1]
 
 
-def _save(kernels, pictures, colours, folder):
+def _save(kernels, images, colours, folder):
     def draw(figure):
-        axes = figure.subplots(len(pictures), 1, squeeze=False)[:, 0]
-        for t, (axis, picture, colour) in enumerate(zip(axes, pictures, colours, strict=True), 1):
-            figures.show(axis, picture, f"tower {t}" + ("" if colour is None else f": colour share {colour:.3f}"))
+        axes = figure.subplots(len(images), 1, squeeze=False)[:, 0]
+        for t, (axis, image, colour) in enumerate(zip(axes, images, colours, strict=True), 1):
+            figures.show(axis, image, f"tower {t}" + ("" if colour is None else f": colour share {colour:.3f}"))
 
-    height, width = pictures[0].shape[:2]
-    figures.save_png(draw, (7, len(pictures) * (7 * height / width + 0.3)), folder / "kernels.png")
+    height, width = images[0].shape[:2]
+    figures.save_png(draw, (7, len(images) * (7 * height / width + 0.3)), folder / "kernels.png")
     rows = [
         [t, k, "" if colours[t - 1] is None else colour_share(kernel), np.linalg.norm(kernel)]
         for t, tower in enumerate(kernels, 1)
