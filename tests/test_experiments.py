@@ -675,7 +675,7 @@ def test_dense_sift_is_of_points_all_over_the_image():
 
 def test_the_baseline_says_what_it_needs(monkeypatch, tmp_path):
     monkeypatch.setattr(baseline.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r'skimage is not installed.*pip install "scikit-image'):
+    with pytest.raises(UsageError, match=r'skimage is not installed.*pip install "alexnet-jax\[experiments\]"'):
         baseline.run(setting_for(tmp_path))
 
 

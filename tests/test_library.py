@@ -26,8 +26,9 @@ def test_a_command_says_which_extra_to_install():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert 'error: the package orbax is not installed. Install the extra that brings it: pip install "alexnet-jax[tr' in (
-        done.stderr
+    assert (
+        'error: the package orbax is not installed. Install the extra that brings it: pip install "alexnet-jax[tr'
+        in (done.stderr)
     )
 
 
