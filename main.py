@@ -22,7 +22,7 @@ USAGE = "usage: python main.py --config=configs/alexnet.py --workdir=FOLDER [--c
 
 
 def parse_flags(argv):
-    """Parses the command line; what is wrong with it is told without the parser's own traceback."""
+    """Parses the command line; an error in it is printed without a traceback."""
     try:
         rest = flags.FLAGS(argv)
         CONFIG.value.keys()  # a file that is not there is noticed only here
@@ -34,7 +34,7 @@ def parse_flags(argv):
 
 
 def main(argv):
-    """Runs training; errors that the user can mend are told in a sentence."""
+    """Runs training; errors that the user can correct are printed as one sentence."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; fields are set as --config.FIELD=VALUE")
     # Before TensorFlow is imported, which only reads data here; and not at the top, so that --help is quick.

@@ -177,7 +177,7 @@ def check_resumable(config: ml_collections.ConfigDict, saved: ml_collections.Con
         if now[name] != before[name]:
             raise UsageError(
                 f"{workdir} holds a run with {name}={before[name]!r}, and this one has {name}={now[name]!r}. "
-                f"To resume it, set --config.{name}={before[name]}; to start anew, give another --workdir."
+                f"To resume it, set --config.{name}={before[name]}; to start again, give another --workdir."
             )
 
 

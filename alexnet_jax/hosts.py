@@ -73,8 +73,8 @@ def keep_compiled() -> None:
 def convolve_with_eigen() -> None:
     """Lets XLA give a CPU's convolutions to Eigen, which the small networks train 1.4 to 1.6 times as fast with.
 
-    jaxlib 0.10 to 0.12 give them to YNNPACK unless told otherwise. Call it before any device is used; what XLA_FLAGS
-    say about it stays. Where JAX is installed for an accelerator, it does nothing: XLA_FLAGS reach the accelerator's
+    jaxlib 0.10 to 0.12 give them to YNNPACK unless a flag says otherwise. Call it before any device is used; what
+    XLA_FLAGS say about it stays. Where JAX is installed for an accelerator, it does nothing: XLA_FLAGS reach the accelerator's
     own XLA too, and one that does not know a flag ends the program.
     """
     flag = "--xla_cpu_experimental_ynn_fusion_type"
@@ -122,7 +122,7 @@ def _initialize(arguments, timeout):
             raise UsageError(
                 f"the processes cannot be connected at {arguments[0]} ({error}). Is the port free?"
             ) from error
-        # JAX found nothing that tells of other processes, or has been at work before (in a notebook).
+        # JAX found no sign of other processes, or has been used before (in a notebook).
         if "coordinator_address" in str(error) or "must be called before" in str(error):
             return False
         raise UsageError(
@@ -180,7 +180,7 @@ def gather(text: str) -> list[str]:
 
 
 def together(work):
-    """Calls work() on every process; an error that the user can mend is raised on all if one of them meets it.
+    """Calls work() on every process; an error that the user can correct is raised on all if one of them meets it.
 
     Args:
       work: function without arguments, which talks with no other process.
@@ -245,7 +245,7 @@ class Sigterm:
     """SIGTERM to one process stops all of them, at the same place. A context manager.
 
     Where there is but one process, Ctrl-C does the same; a second one ends the program as it always does. One within
-    another tells the outer one as well.
+    another informs the outer one as well.
     """
 
     _asked = 0  # in this process, for JAX counts so too

@@ -40,7 +40,6 @@ from pathlib import Path
 
 # Contestants' libraries are imported in their processes, each of which imports this file.
 
-RATE, MOMENTUM, DECAY = 1e-6, 0.9, 5e-4  # weights that hardly move keep the numbers, and so the times, what they are
 # Of the norm of a gradient: its distance to this project's. Most are within 1e-5, but where two numbers in a window are
 # almost the same, their rounding tells which one a max pool takes.
 LIMIT = 1e-2

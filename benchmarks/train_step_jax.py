@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from train_step import DECAY, MOMENTUM, RATE
+from shared_rule import DECAY, MOMENTUM, RATE
 
 from alexnet_jax import AlexNet, hosts, update_rule
 from alexnet_jax.network import networks

@@ -4,9 +4,9 @@ import functools
 
 import numpy as np
 import torch
+from shared_rule import DECAY, MOMENTUM, RATE
 from torch import nn
 from torch.nn import functional
-from train_step import DECAY, MOMENTUM, RATE
 
 
 class Network(nn.Module):

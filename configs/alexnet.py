@@ -111,7 +111,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.weight_decay = 5e-4
     config.update_rule = "decoupled"  # or "paper": the decay inside the velocity; or "source2012", "lars"
     config.schedule = ()  # of (epoch, layer or "*" for those not named, rate), in place of learning_rate from there on
-    # Of the validation error, looked at once an epoch; the paper does not say with what patience.
+    # Of the validation error, measured once an epoch. The paper does not give a patience.
     config.plateau = ConfigDict({"factor": 0.1, "patience": 5, "drops": 3, "threshold": 1e-3})
 
     # Evaluation (sections 4.1 and 6)

@@ -373,7 +373,7 @@ def test_labels_are_looked_at_whatever_the_source():
     level, text = only(checks.label_range(seen("train", source), 5))
     assert level == "problem"
     assert "2 of 20 are not in 0..4: 3 of in memory, split train has -1, 7 of in memory, split train has 5." in text
-    assert only(checks.label_range(seen("train", in_memory(20)), 5)) == ("ok", "20 looked at, all in 0..4")
+    assert only(checks.label_range(seen("train", in_memory(20)), 5)) == ("ok", "20 examined, all in 0..4")
 
 
 @pytest.mark.parametrize(("most", "level"), [(1000, "ok"), (1001, "warning")])

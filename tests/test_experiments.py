@@ -445,7 +445,7 @@ def test_the_ablations_table_by_hand(tmp_path):
         "0.0",
     ]
     assert "+3.00 ± 0.71" in text
-    assert of("conv3", "costs top-1", "beside the paper") == ["-5.5", "not told apart from 0"]  # two seeds are few
+    assert of("conv3", "costs top-1", "beside the paper") == ["-5.5", "not distinguished from 0"]  # two seeds are few
     # 7 lower, s.e. sqrt(0.25^2 + 0.5^2) = 0.56; of the sight of both towers the paper says nothing.
     assert of("dropout", "paper: costs", "beside the paper") == ["above 0", "contradicts"]
     assert of("conv3's sight of both towers", "paper: costs", "beside the paper") == ["", ""]
@@ -471,8 +471,8 @@ def test_costs_of_views_are_differences_within_runs(tmp_path):
     [
         ([13.0, 14.0, 13.5], [10.0, 11.0, 10.2], False, "agrees"),
         ([10.0, 11.0, 10.2], [13.0, 14.0, 13.5], False, "contradicts"),
-        ([10.0, 12.0, 14.0], [10.5, 12.5, 13.0], False, "not told apart from 0"),
-        ([11.0, 13.0, 15.1], [10.0, 12.0, 14.0], False, "not told apart from 0"),
+        ([10.0, 12.0, 14.0], [10.5, 12.5, 13.0], False, "not distinguished from 0"),
+        ([11.0, 13.0, 15.1], [10.0, 12.0, 14.0], False, "not distinguished from 0"),
         ([11.0, 13.0, 15.1], [10.0, 12.0, 14.0], True, "agrees"),
         ([11.0, 11.0], [10.0, 10.0], False, "agrees"),
         ([11.0], [10.0], False, ""),

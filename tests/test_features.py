@@ -6,7 +6,7 @@ import re
 import cv2
 import numpy as np
 import pytest
-from test_inference import Split, weights
+from test_trained import Split, weights
 from tiny import batch_of
 
 from alexnet_jax import convert

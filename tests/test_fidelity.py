@@ -31,7 +31,7 @@ from alexnet_jax.network.architectures import layer_names
 from alexnet_jax.training import optimizer
 from alexnet_jax.training import step as step_lib
 from alexnet_jax.training.augment import ColorPCA
-from alexnet_jax.training.recipe import Recipe
+from alexnet_jax.training.setup import recipe_from_config
 from alexnet_jax.training.statistics import Statistics
 from alexnet_jax.training.step import TrainState, adjust_rate
 from configs import alexnet
@@ -295,7 +295,7 @@ def recipe_of(config, **fields):
     config.update_from_flattened_dict({"architecture": "QUICKSTART", **fields})
     schedule = tuple((epoch, "conv1" if layer == "conv1" else "*", rate) for epoch, layer, rate in config.schedule)
     config.schedule = schedule
-    return Recipe.from_config(config, 10, 1280, place(architecture=QUICKSTART))
+    return recipe_from_config(config, 10, 1280, place(architecture=QUICKSTART))
 
 
 def state_of(recipe, epoch):

@@ -365,7 +365,7 @@ def test_what_changed_meanwhile_is_done_again(change, folder, tmp_path, monkeypa
         note.write_bytes(bytes(byte ^ (at == 1000) for at, byte in enumerate(note.read_bytes())))  # in the sums
     capsys.readouterr()
     made = small.contents(make(root, tmp_path))
-    assert "Shards to be made anew, as their images changed or do not decode: 1\n" in capsys.readouterr().out
+    assert "Shards to be made again, as their images changed or do not decode: 1\n" in capsys.readouterr().out
     assert made == small.contents(make(root, tmp_path / "new"))
 
 
@@ -392,7 +392,7 @@ def test_what_is_done_is_not_lost_to_another_command(folder, whole, tmp_path, mo
         with pytest.raises(UsageError) as error:
             make(source, tmp_path, encoding=encoding)
         message = f"{work} was begun with\n  {' '.join(['python', *command(folder, tmp_path, '--broken=skip')[1:]])}\n"
-        assert str(error.value) == f"{message}Go on with that, or remove {work}."
+        assert str(error.value) == f"{message}Continue with that, or remove {work}."
     assert small.contents(work) == done
     assert small.contents(make(folder, tmp_path)) == small.contents(whole)
 
@@ -528,7 +528,7 @@ def test_ctrl_c_ends_in_one_line(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "Stopped; the same command goes on from there."
+    assert told.splitlines()[-1] == "Stopped; the same command continues from there."
     assert "Traceback" not in told
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -538,7 +538,7 @@ def test_an_interrupt_is_a_line_and_130(folder, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(command(folder, tmp_path)[3:])
     assert stop.value.code == 130
-    assert capsys.readouterr().err.endswith("Stopped; the same command goes on from there.\n")
+    assert capsys.readouterr().err.endswith("Stopped; the same command continues from there.\n")
 
 
 def test_a_worker_that_is_killed_is_told(folder, whole, tmp_path, monkeypatch):
@@ -619,7 +619,7 @@ def test_workers_are_as_many_as_there_is_memory_for(meminfo, workers, monkeypatc
 def test_what_is_there_is_not_made_again(folder, whole, capsys, monkeypatch):
     monkeypatch.setattr(prepare, "list_originals", lambda *_: pytest.fail("listed"))
     assert make(folder, whole.parents[2]) == whole
-    assert f"Already prepared: {whole}; to make it anew, remove that folder." in capsys.readouterr().out
+    assert f"Already prepared: {whole}; to make it again, remove that folder." in capsys.readouterr().out
     with pytest.raises(UsageError, match="is there with --encoding=jpeg, and this is --encoding=raw"):
         make(folder, whole.parents[2], encoding="raw")
 

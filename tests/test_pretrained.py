@@ -1,4 +1,4 @@
-"""From one data set to another (the paper's "1 CNN*"): what is copied, what is drawn anew, and what is refused."""
+"""From one data set to another (the paper's "1 CNN*"): what is copied, what is drawn again, and what is refused."""
 
 import json
 import re

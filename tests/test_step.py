@@ -9,7 +9,7 @@ from tiny import TINY, batch_of, place, put, recipe_of, statistics_of
 from alexnet_jax import LENET5, QUICKSTART, AlexNet, Dense, Dropout, Flatten, Input
 from alexnet_jax.network import networks
 from alexnet_jax.training import optimizer
-from alexnet_jax.training.recipe import Recipe
+from alexnet_jax.training.setup import recipe_from_config
 from alexnet_jax.training.step import TrainState, cross_entropy, gradient_norm, init_state, train_step
 from configs import alexnet
 
@@ -58,7 +58,7 @@ def test_the_numbers_drawn_depend_on_the_seed_and_the_example_only():
 def test_the_rate_grows_with_the_batch_warms_up_and_follows_the_schedule():
     config = alexnet.get_config()
     config.update(architecture="QUICKSTART", batch_size=64, rate_batch_size=16, learning_rate=0.01, warmup_epochs=0.5)
-    recipe = Recipe.from_config(config, 10, 640, place(architecture=QUICKSTART))
+    recipe = recipe_from_config(config, 10, 640, place(architecture=QUICKSTART))
     assert recipe.warmup_steps == 5
     state = init_state(recipe=recipe)
     rates = [float(recipe.rate(state.replace(step=jnp.int32(step)))) for step in (0, 1, 4, 5, 100)]
@@ -97,7 +97,7 @@ def test_a_schedule_sets_the_rates_of_layers_and_lets_one_stand_still():
 )
 def test_the_2012_program_s_rates_by_hand(variant, layer, rates):
     config = alexnet.get_config(variant)
-    recipe = Recipe.from_config(config, 10, 1280, place(architecture=networks.NAMED[config.architecture]))
+    recipe = recipe_from_config(config, 10, 1280, place(architecture=networks.NAMED[config.architecture]))
     schedule = optimizer.plateau_schedule(**dict(recipe.plateau)).init({})
     for epoch, wanted in zip((1, 6, 8, 10, 23, 40, 45, 80), rates, strict=True):
         state = TrainState(step=jnp.int32(10 * epoch), params={}, opt_state=(), schedule=schedule)
@@ -107,7 +107,7 @@ def test_the_2012_program_s_rates_by_hand(variant, layer, rates):
 def test_a_schedule_is_told_in_epochs_and_its_rates_grow_with_the_batch():
     config = alexnet.get_config("source2012")
     config.update(architecture="QUICKSTART", batch_size=64, rate_batch_size=16)
-    recipe = Recipe.from_config(config, 10, 640, place(architecture=QUICKSTART))
+    recipe = recipe_from_config(config, 10, 640, place(architecture=QUICKSTART))
     assert recipe.schedule[0] == (250, "*", 0.004)
     assert recipe.schedule[3] == (720, "conv1", 0.0)
     assert recipe.pca_steps == 670
@@ -130,7 +130,7 @@ def test_the_rubbish_class_joins_in_the_loss_and_nowhere_else():
 def test_the_paper_s_rate_is_the_same_for_every_batch_unless_told_otherwise():
     config = alexnet.get_config()
     config.update(architecture="QUICKSTART", batch_size=64)
-    recipe = Recipe.from_config(config, 10, 640, place(architecture=QUICKSTART))
+    recipe = recipe_from_config(config, 10, 640, place(architecture=QUICKSTART))
     assert (recipe.learning_rate, recipe.warmup_steps) == (0.01, 0)
 
 

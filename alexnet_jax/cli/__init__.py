@@ -13,7 +13,7 @@ from alexnet_jax.evaluation import saved
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; errors that the user can mend are told in a sentence."""
+    """Runs one command; errors that the user can correct are printed as one sentence."""
     commands = parser()
     options, rest = commands.parse_known_args(arguments)
     if options.command == "doctor":
@@ -160,7 +160,7 @@ def _prepare(options):
         names = ("source", "data_dir", "image_size", "dataset", "encoding", "broken", "workers")
         print(f"Prepared: {prepare(**{name: getattr(options, name) for name in names})}")
     except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from there.", file=sys.stderr)
+        print("\nStopped; the same command continues from there.", file=sys.stderr)
         sys.exit(130)
 
 

@@ -52,6 +52,6 @@ def _experiment(options):
     try:
         text = module.run(setting)
     except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.")
+        print("\nStopped; the same command continues from here.")
         sys.exit(130)
-    print(f"\n{text}\nWrote: {folder}" if text else "Stopped; the same command goes on from here.")
+    print(f"\n{text}\nWrote: {folder}" if text else "Stopped; the same command continues from here.")

@@ -52,7 +52,7 @@ def read(path: str | Path, mean: str | Path | None = None, checkpoint: Literal["
             return caffe.read(path, mean)
     raise UsageError(
         f"{path} is a {kind or 'nameless'} file; accepted are .safetensors, PyTorch's .pth and .pt, Caffe's "
-        ".caffemodel and the workdir of a run. Other files may run code when they are loaded, or do not tell their "
+        ".caffemodel and the workdir of a run. Other files may run code when they are loaded, or do not say their "
         "layout: open it where it was written, and save the weights by "
         "safetensors.torch.save_file(model.state_dict(), FILE)."
     )

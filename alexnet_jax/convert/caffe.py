@@ -73,8 +73,8 @@ def _network(title, names, path):
     known = {"AlexNet": networks.CAFFE_ALEXNET, "CaffeNet": networks.CAFFENET}
     if title not in known:
         raise UsageError(
-            f"{path} does not tell which network it is: it has no layers norm1 and pool1, whose order would, and its "
-            f"name is {title!r}; accepted are {' and '.join(known)}. Save it from Caffe with its layers."
+            f"{path} does not say which network it is: it has no layers norm1 and pool1, whose order would show it, "
+            f"and its name is {title!r}; accepted are {' and '.join(known)}. Save it from Caffe with its layers."
         )
     return title, known[title]
 

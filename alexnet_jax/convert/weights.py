@@ -44,7 +44,7 @@ class Weights:
         class.
       classes: a sentence on the order of the classes.
       source: what it was converted from.
-      class_names: of the K classes in their order, or None where the source does not tell them.
+      class_names: of the K classes in their order, or None where the source does not name them.
     """
 
     architecture: Architecture
@@ -103,7 +103,7 @@ class Weights:
 
 
 def classes_of(architecture: Architecture) -> str:
-    """The order of the classes in files that do not tell it: 1000 are taken for ILSVRC-2012's."""
+    """The order of the classes in files that do not say it: 1000 classes are assumed to be ILSVRC-2012's."""
     count = architecture[-1].units
     return ILSVRC_2012 if count == 1000 else f"{count} classes, in the order of the training that made the weights"
 

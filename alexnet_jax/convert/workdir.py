@@ -27,13 +27,13 @@ def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
     classes = notes.get("num_classes") or config.num_classes
     if not classes or not networks.exists(config.architecture):
         raise UsageError(
-            f"{workdir} holds a run of another version of this program, which does not tell its "
+            f"{workdir} holds a run of another version of this program, which does not say its "
             f"{'architecture' if classes else 'number of classes'}. Convert it with the version that trained it."
         )
     architecture = with_classes(networks.named(config.architecture), classes)
     check(params, expected(architecture), workdir)
     statistics = jax.tree.map(np.float32, Statistics.load(workdir / "statistics.npz"))
-    # Of folder:PATH the last folder alone: the file may go to others, whom the path does not concern.
+    # Of folder:PATH only the last folder's name: the file may be given to others, and the path is private.
     dataset = config.dataset.rstrip("/").rpartition("/")[2]
     return Weights(
         architecture=architecture,

@@ -9,7 +9,7 @@ from PIL.ExifTags import Base as Tag
 from alexnet_jax.data.images import MAX_PIXELS, ImageError, decode_square
 
 Image.init()
-# EPS is a program that Ghostscript would have to run, and of the others Pillow tells only that it is they.
+# EPS is a program that Ghostscript would have to run. Of the other formats Pillow reads the name only.
 FORMATS = [name for name in Image.OPEN if name not in {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}]
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 """How the names of image files end, in lower case."""
@@ -91,7 +91,7 @@ def _rgb(image):
             raise ImageError(f"its numbers, from {numbers.min()} to {numbers.max()}, are not those of 16 bits")
         return Image.fromarray((numbers // 256).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ImageError("its pixels are floating-point numbers, which do not tell what is white")
+        raise ImageError("its pixels are floating-point numbers, which do not say what is white")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

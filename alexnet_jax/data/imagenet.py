@@ -22,10 +22,10 @@ def label_of(file_name: str, synset: str | None, place: str) -> int:
     """The label of an image that lies in the folder or tar of a synset, or, if None, is named as ILSVRC's own are.
 
     Raises:
-      UsageError: if the synset is no class, or the file's own name tells another one or, without a synset, none.
+      UsageError: if the synset is not a class, if the file's own name has another synset, or if neither names one.
     """
-    told = synset_of(file_name)
-    if (synset := synset or told) is None:
+    named = synset_of(file_name)
+    if (synset := synset or named) is None:
         raise UsageError(
             f"{place} holds {file_name}; accepted are ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG. "
             "Move it away."
@@ -35,9 +35,9 @@ def label_of(file_name: str, synset: str | None, place: str) -> int:
             f"{place} holds {synset!r}, which is none of the 1000 classes of {NAME}; accepted are WordNet ids such as "
             f"{synsets()[0]}. Move it away, or prepare a data set of your own with --dataset=NAME."
         )
-    if told not in (None, synset):
+    if named not in (None, synset):
         raise UsageError(
-            f"{place} holds {file_name} as {synset}, but it is one of {told}. Move it there, or unpack the tar again."
+            f"{place} holds {file_name} as {synset}, but it is one of {named}. Move it there, or unpack the tar again."
         )
     return _labels()[synset]
 

@@ -14,7 +14,7 @@ def synsets() -> list[str]:
 
 
 def synset_of(file_name: str) -> str | None:
-    """The class of an image by the name of its file; None where that does not tell."""
+    """The class of an image by the name of its file; None where the name does not show it."""
     if found := re.match(r"(n\d{8})_\d+\.JPEG$", file_name):
         return found[1]
     found = re.match(r"ILSVRC2012_val_(\d{8})\.JPEG$", file_name)

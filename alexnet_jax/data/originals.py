@@ -100,7 +100,7 @@ def read(kind: str, original: Original) -> bytes:
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise UsageError(
             f"{original.name} in {original.file} cannot be read ({error}). Bring the file back as it was. "
-            "The same command goes on from there."
+            "The same command continues from there."
         ) from error
 
 

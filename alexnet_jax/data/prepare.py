@@ -5,7 +5,7 @@ DATA_DIR/NAME_square/SIZE/VERSION.incomplete/ holds the work until it is done:
 records/    what becomes DATA_DIR/NAME_square/SIZE/VERSION in one rename
 notes/      for each shard that is done: of what it was made, and the sums of its images
 list.json   the list of the originals, where it takes minutes to make
-command.txt the command that goes on
+command.txt the command that continues
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def prepare(
     broken: str = "fatal",
     workers: int | None = None,
 ) -> Path:
-    """Makes a dataset of square images, if it is not there already; goes on where an earlier call was stopped.
+    """Makes a dataset of square images, if it is not there already; continues where an earlier call was stopped.
 
     The bytes of its files depend on the images, their names and labels, image_size and encoding only. Workers
     import the script that calls this, which therefore needs `if __name__ == "__main__":`, unless workers is 1.
@@ -99,7 +99,7 @@ def prepare(
                     _prepare(work, originals, workers or _default_workers(), final)
         shutil.rmtree(incomplete, ignore_errors=True)
     except OSError as error:
-        raise UsageError(f"{error.filename or final}: {error.strerror or error}. Mend that. {SAME_COMMAND}") from error
+        raise UsageError(f"{error.filename or final}: {error.strerror or error}. Fix that. {SAME_COMMAND}") from error
     return final
 
 
@@ -125,7 +125,8 @@ def open_prepared(dataset: str, data_dir: str, image_size: int) -> tfds.core.Dat
     command = folder.with_name(folder.name + ".incomplete") / "command.txt"
     if command.is_file():
         raise UsageError(
-            f"{folder} is not whole yet: its preparation was stopped or is at work. To go on:\n  {command.read_text()}"
+            f"{folder} is not whole yet: its preparation was stopped or is at work. To continue:\n"
+            f"  {command.read_text()}"
         )
     return None
 
@@ -178,7 +179,7 @@ def _is_there(final, encoding):
             f"{final} is there with --encoding={stored}, and this is --encoding={encoding}. Remove that folder, or "
             "give another --data_dir."
         )
-    print(f"Already prepared: {final}; to make it anew, remove that folder.")
+    print(f"Already prepared: {final}; to make it again, remove that folder.")
     return True
 
 
@@ -203,7 +204,7 @@ def _begin(folder, command):
     begun = path.read_text() if path.is_file() else command
     one, other = (text.replace(" --broken=skip", "") for text in (begun, command))
     if one != other and any((folder / "notes").glob("*.npz")):
-        raise UsageError(f"{folder} was begun with\n  {begun}\nGo on with that, or remove {folder}.")
+        raise UsageError(f"{folder} was begun with\n  {begun}\nContinue with that, or remove {folder}.")
     write_whole(path, command)
 
 
@@ -267,7 +268,7 @@ def _clean(work, done):
     stays = {path for shard in done for path in (shard.path(work), shard.note(work))}
     goes = {*work.records.iterdir(), *(work.folder / "notes").iterdir()} - stays
     if stale := sum(path.suffix == ".npz" for path in goes):
-        print(f"Shards to be made anew, as their images changed or do not decode: {stale:,}")
+        print(f"Shards to be made again, as their images changed or do not decode: {stale:,}")
     for path in goes:
         path.unlink()
 

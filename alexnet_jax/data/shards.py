@@ -21,7 +21,7 @@ from alexnet_jax.files import sync, write_whole
 from alexnet_jax.training.statistics import Sums
 
 JPEG_QUALITY = 95
-SAME_COMMAND = "The same command goes on from there."
+SAME_COMMAND = "The same command continues from there."
 # JPEGs do not compress further, and one is read at a time.
 _OPTIONS = "group_size:1,uncompressed"
 
@@ -130,7 +130,7 @@ def _writing(path):
         yield
     except (OSError, RuntimeError) as error:  # RuntimeError: array_record's
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
-        raise UsageError(f"{path} cannot be written ({reason}). Make room, or mend that. {SAME_COMMAND}") from error
+        raise UsageError(f"{path} cannot be written ({reason}). Make room, or fix that. {SAME_COMMAND}") from error
 
 
 def read_note(work, shard):

@@ -39,7 +39,7 @@ def examine(
       output: folder for the sheet of augmented images; None for no sheet.
       duplicates: of how many images the content is compared: a sample, which bounds the time; all, which
         reads the whole dataset once; or none.
-      tell: is given each finding as soon as it is there.
+      tell: is called with each finding as soon as it is known.
 
     Returns:
       All findings; the run should not begin while there is one whose level is "problem".

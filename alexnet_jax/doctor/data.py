@@ -17,7 +17,7 @@ from alexnet_jax.doctor.findings import Findings, ok, problem, some, warning
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training.statistics import Statistics, Sums
 
-SAMPLE, FEW = 20_000, 1_000  # images of a split that are looked at; without a search for duplicates
+SAMPLE, FEW = 20_000, 1_000  # images of a split that are examined; without a search for duplicates
 SECONDS = 30  # for a sample of a split
 FOR_COLOURS = 1_000  # images
 IMBALANCE = 10  # of the largest class to the smallest
@@ -44,7 +44,7 @@ class Seen:
 
     @property
     def count(self) -> int:
-        """Images that were looked at."""
+        """Images that were examined."""
         return len(self.digests) + len(self.broken)
 
     @property
@@ -58,7 +58,7 @@ class Seen:
         return len(self.labels) == len(self.source)
 
     def words(self) -> str:
-        """How much was looked at."""
+        """How much was examined."""
         return f"all {self.count:,}" if self.whole else f"a sample of {self.count:,} of {len(self.source):,}"
 
 
@@ -154,7 +154,7 @@ def label_range(seen: Seen, num_classes: int) -> Findings:
             "--config.num_classes to the number of classes, or choose a split that has labels (-1 means none).",
         )
     else:
-        yield ok(check, f"{len(seen.labels):,} looked at, all in 0..{num_classes - 1}")
+        yield ok(check, f"{len(seen.labels):,} examined, all in 0..{num_classes - 1}")
 
 
 def classes(seen: Seen, num_classes: int, names: list[str] | None, imagenet: bool) -> Findings:

@@ -13,7 +13,7 @@ class Finding:
     """
 
     level: Literal["ok", "warning", "problem"]
-    check: str  # what was looked at, in a word or two
+    check: str  # the subject of the check, in a word or two
     text: str
 
     def __str__(self):

@@ -41,7 +41,7 @@ def write(run: Run, train: Seen, folder: Path) -> Findings:
 
 
 def first_examples(run: Run, train: Seen) -> list[int]:
-    """The first examples that training will see, of those that were looked at and decode."""
+    """The first examples that training will see, of those that were examined and decode."""
     order = permutation(run.config.seed, 0, len(run.data.train))
     return [int(i) for i in order if int(i) in train.digests][:ROWS]
 

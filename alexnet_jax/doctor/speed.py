@@ -27,13 +27,13 @@ class Rates:
 
     def lost(self, shared: bool) -> float:
         """The share of the time in which the network waits for images."""
-        # On a CPU the two slow each other down: there together is always less, and tells nothing of waiting.
+        # On a CPU loader and steps share the cores and slow each other down: their common rate says nothing of waiting.
         reached = self.loader if shared else min(self.loader, self.together)
         return max(0.0, 1 - reached / self.step)
 
 
 def who_waits(run: Run) -> Findings:
-    """Who waits for whom, and how long the run will take."""
+    """Whether the device waits for the data, and how long the run will take."""
     try:
         rates = measure(run)
     except UsageError as error:
@@ -54,7 +54,7 @@ def who_waits(run: Run) -> Findings:
 
 
 def compare(rates: Rates, *, shared: bool) -> Finding:
-    """Who waits for whom; `shared` says that both are at work on the same cores."""
+    """Whether the device waits for the data; `shared`: both work on the same cores."""
     waits = rates.lost(shared)
     text = f"images/s: loader alone {rates.loader:,.0f}, step alone {rates.step:,.0f}, together {rates.together:,.0f}"
     text += " (they share the CPU's cores)" if shared else ""

@@ -220,7 +220,7 @@ def _check_labels(members):
         if (first.labels != other.labels).any():
             raise UsageError(
                 f"the labels of {first.member.network} and of {other.member.network} differ: the examples of "
-                f"{first.member.split} were changed, or are in another order. Make both predictions anew."
+                f"{first.member.split} were changed, or are in another order. Make both predictions again."
             )
 
 

@@ -24,7 +24,7 @@ def class_ids(names: Sequence[str], mapping: str | None = None) -> list[int]:
     if mapping is None and set(names) == set(labels.synsets()):
         raise UsageError(
             "--mapping is missing: a submission calls ILSVRC's classes by ILSVRC2012_ID, and only the development kit "
-            "tells these, in data/meta.mat of ILSVRC2012_devkit_t12.tar.gz (https://image-net.org/download-images). "
+            "has these, in data/meta.mat of ILSVRC2012_devkit_t12.tar.gz (https://image-net.org/download-images). "
             "Give --mapping=meta.mat, or a text file of lines such as '1 n02119789'."
         )
     if mapping is None:

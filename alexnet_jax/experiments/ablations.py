@@ -131,7 +131,7 @@ def write(setting: Setting, done: Outcomes) -> str:
 
 BELOW = f"""Errors in %, costs in percentage points: means over seeds ± their standard errors. The paper's costs are
 above 0: one here "agrees" if it is above 0 and "contradicts" if it is below, by a t-test at {100 * LEVEL:g}%. Of twenty
-costs that are in truth 0, one would be told apart from it by chance.
+costs that are in truth 0, one would be distinguished from it by chance.
 """
 
 
@@ -179,5 +179,5 @@ def verdict(errors: np.ndarray, whole: np.ndarray, paired: bool = False) -> str:
         facts = [fact for group in groups for fact in (group.mean(), group.std(ddof=1), len(group))]
         p = stats.ttest_ind_from_stats(*facts, equal_var=False).pvalue
     if p >= LEVEL:
-        return "not told apart from 0"
+        return "not distinguished from 0"
     return "agrees" if cost > 0 else "contradicts"

@@ -60,7 +60,7 @@ class Vocabulary:
     variances: np.ndarray
 
     def mixture(self):
-        """The mixture as scikit-image wants it."""
+        """The mixture in scikit-image's form."""
         from sklearn.mixture import GaussianMixture
 
         mixture = GaussianMixture(len(self.weights), covariance_type="diag")
@@ -73,7 +73,7 @@ def run(setting: Setting) -> str:
     """Carries the experiment out; the table as text.
 
     The vocabulary, the Fisher vectors in blocks, and the errors of a seed are kept on the way; the linear SVM is fitted
-    anew by whoever was stopped in it.
+    again by whoever was stopped in it.
 
     Raises:
       UsageError: if packages, memory or disk do not suffice, or another process is at it.

@@ -152,7 +152,7 @@ def claim(setting: Setting) -> None:
         if asked.get(name) != before.get(name):
             raise UsageError(
                 f"{setting.folder} holds an experiment with {name}={before.get(name)}, and this one has "
-                f"{name}={asked.get(name)}. Give the same to go on with it; for another, give another --workdir."
+                f"{name}={asked.get(name)}. Give the same to continue it; for other values, give another --workdir."
             )
 
 

@@ -31,7 +31,7 @@ STEPS, BATCH, RATE = 3000, 256, 1e-3  # of Adam, its rate falling to 0 by a cosi
 SHORTLIST = 100  # images of the nearest codes, among which the nearest features are looked for
 
 _BLOCK = 2**14  # codes that the devices get at a time
-_SAMPLE = 2**12  # features that tell their mean and scale
+_SAMPLE = 2**12  # features from which mean and scale are computed
 _ENCODER = ("mean", "scale", "hidden_kernel", "hidden_bias", "code_kernel", "code_bias")
 
 
@@ -198,7 +198,7 @@ def _without(own, found):
 
 
 def recall(found: np.ndarray, wanted: np.ndarray) -> float:
-    """The share of the wanted that were found, over all queries: (Q, F) and (Q, k) indices."""
+    """The share of the wanted indices that were found, over all queries: (Q, F) and (Q, k) indices."""
     return float(np.mean([np.isin(row, among).mean() for row, among in zip(wanted, found, strict=True)]))
 
 
@@ -227,7 +227,7 @@ def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
             }
     except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, ValueError) as error:
         raise UsageError(
-            f"{path} is no file of codes ({error}): it is another, or a part of one. Make it anew by {how}."
+            f"{path} is no file of codes ({error}): it is another, or a part of one. Make it again by {how}."
         ) from error
     if stored.pop("index").item() != index.fingerprint:
         raise UsageError(f"{path} holds the codes of other features than {index.path}. Make them by {how}.")

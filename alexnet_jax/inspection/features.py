@@ -80,7 +80,7 @@ class Index:
         if self.digest != weights.digest:
             raise UsageError(
                 f"{self.path} holds features of another network ({self.network}) than the one that is given "
-                f"({weights.source}), and they cannot be compared. Give that one, or make the features anew."
+                f"({weights.source}), and they cannot be compared. Give that one, or make the features again."
             )
 
 
@@ -154,11 +154,11 @@ def read(path: str | Path) -> Index:
             index = Index(path, stored, **rest, **about, class_names=names and tuple(names))
     except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{path} is no file of features ({error}): it is another, or a part of one. Make it anew by "
+            f"{path} is no file of features ({error}): it is another, or a part of one. Make it again by "
             f"`python -m alexnet_jax features --output={path}`."
         ) from error
     if not len(index.vectors) == len(index.labels) == len(index.where):
-        raise UsageError(f"{path} has {len(index.vectors)} features and {len(index.labels)} labels. Make it anew.")
+        raise UsageError(f"{path} has {len(index.vectors)} features and {len(index.labels)} labels. Make it again.")
     return index
 
 

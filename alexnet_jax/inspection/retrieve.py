@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 BLOCK = 2**12  # vectors that the devices get at a time: their scores are memory that a CPU has used before
 QUERIES = 2**11  # that are searched for at a time: their scores of a block are 34 MB
 
-_GROUP = 32  # neighbouring scores, of which the least is looked at first
+_GROUP = 32  # neighbouring scores; the smallest of each group is examined first
 _SPARE = 16  # candidates more than neighbours
 _PART = 2**8  # vectors that are compared in float64 at a time
 

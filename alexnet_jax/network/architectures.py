@@ -27,7 +27,7 @@ class Input:
 class Conv:
     """Convolution with `maps` kernels over all towers, size x size pixels, plus a bias a map.
 
-    `sees` tells whether a kernel sees the maps of its own tower or of all towers.
+    `sees` says whether a kernel sees the maps of its own tower or of all towers.
     `padding` is one number of pixels for the four sides, or a pair (before, after).
     Weights start from N(0, std^2), biases at `bias`. With a `table`, of one entry a map, a map
     sees only those input maps that its entry counts up.

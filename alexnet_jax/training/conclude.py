@@ -41,7 +41,7 @@ def write_report(run):
     from alexnet_jax.inspection import report  # slow to import, and needed once
 
     try:
-        weights = convert.read(run.workdir)  # on all processes, as Orbax wants it
+        weights = convert.read(run.workdir)  # on all processes, as Orbax requires
         if jax.process_index() == 0:
             path = report.write(run.workdir, config=run.config, data=run.data, weights=weights)
             hosts.say(f"Wrote: {path}")

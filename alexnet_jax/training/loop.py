@@ -22,7 +22,7 @@ from alexnet_jax.training.step import TrainState, adjust_rate, gradient_norm, in
 
 
 def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict:
-    """Trains, evaluates and writes all outputs; goes on where an earlier run in workdir stopped.
+    """Trains, evaluates and writes all outputs; continues where an earlier run in workdir stopped.
 
     Args:
       config: ConfigDict as in configs/alexnet.py.
@@ -82,11 +82,11 @@ def fit(
 
     Args:
       run: as set_up made it.
-      state: of the step to go on from.
+      state: of the step to continue from.
       checkpoints: of the workdir.
-      sigterm: tells when the loop shall save and return.
+      sigterm: says when the loop must save and return.
       notes: of the checkpoint: `validation_due`, whether the epoch that `state` ends has yet to be evaluated; `begun`,
-        the losses and errors of the steps that no line of metrics has told yet.
+        the losses and errors of the steps that are not yet in metrics.jsonl.
       began: time.monotonic() less the seconds that the run has already taken.
       until: as in train.
     """

@@ -36,7 +36,7 @@ def update_rule(
     `optax.sgd` does not do. "lars" is that of You, Gitman and Ginsburg (2017), for large batches.
 
     Rates are ordinary numbers or traced arrays: the chain's state does not depend on them, so
-    a step may build the chain anew at each rate. What has the rate 0 stands still, whatever its
+    a step may build the chain again at each rate. What has the rate 0 stands still, whatever its
     velocity, as in the 2012 program.
 
     Args:

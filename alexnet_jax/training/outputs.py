@@ -109,7 +109,7 @@ class Journal:
         self._watch, self._ready_at = ThreadPoolExecutor(1), None
 
     def take(self, batches: Iterator) -> Iterator:
-        """Passes batches on, and measures how long the device had nothing to do for want of the next one."""
+        """Passes batches on, and measures how long the device had to wait for the next one."""
         while True:
             asked = time.monotonic()
             try:

@@ -70,7 +70,7 @@ class Run:
         )
 
     def restore(self, checkpoints: Checkpoints, step: int) -> tuple[TrainState, dict]:
-        """State and notes of a checkpoint, each array where this run's mesh wants it."""
+        """State and notes of a checkpoint, each array placed on this run's mesh."""
         return checkpoints.restore(step, self.abstract_state())
 
     def abstract_state(self) -> TrainState:
@@ -103,7 +103,7 @@ def set_up(config, workdir: Path, *, training: bool = True) -> Run:
     if training and jax.process_index() == 0:
         write_whole(workdir / "classes.json", json.dumps(run.data.class_names))
         config_lib.save(config, workdir / "config.json")
-    # Once and for all on every device, not anew with each batch.
+    # Sent to every device once, not with each batch.
     statistics = jax.device_put(statistics, run.recipe.network.placement.sharding(PartitionSpec()))
     return dataclasses.replace(run, statistics=statistics, pretrained=pretrained)
 

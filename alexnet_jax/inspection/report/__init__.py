@@ -4,7 +4,7 @@ figures         how figures look; their files
 curves          loss, error and rate
 kernels         Figure 3, and the specialisation of the towers
 images        Figure 4
-confusion       which classes are taken for which
+confusion       which classes are confused with which
 augmentations   images as training shows them
 page.html.j2    the page
 """
@@ -24,7 +24,7 @@ from alexnet_jax.evaluation.trained import Trained, last_hidden
 from alexnet_jax.files import write_whole
 from alexnet_jax.inspection.report import augmentations, confusion, curves, examples, kernels
 
-LIMIT = 10_000  # images of a split that are looked at
+LIMIT = 10_000  # images of a split that are examined
 STRIPS = 3  # images whose augmentations are shown
 PAPERS = (
     ("ILSVRC-2010 test, CNN, ten views", "37.5", "17.0"),
@@ -49,7 +49,7 @@ def write(
       data: of the run, opened.
       weights: of the checkpoint that is shown.
       output: the .html file; the folder has its name without .html. Default: workdir/report.html.
-      limit: the most images of each split that are looked at; of more, so many are drawn by the run's seed.
+      limit: how many images of each split are examined at most; if there are more, the run's seed draws them.
 
     Returns:
       The file.

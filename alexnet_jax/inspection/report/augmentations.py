@@ -98,7 +98,7 @@ def _draw(keys, images, mean_image, pca, size, choices, colours):
 def _one(key, image, mean_image, pca, size, choice, colours):
     std, scale, rescale = colours
     of_crop, of_flip, of_colours = jax.random.split(key, 3)
-    # Where each pixel came from travels with it, and so tells what was drawn.
+    # Each pixel carries its place in the original, which shows what was drawn.
     places = jnp.stack(jnp.indices(image.shape[:2]), -1)
     layers = jnp.concatenate([image - mean_image, mean_image, places], -1)  # (S, S, 8)
     layers = augment.random_crop(of_crop, layers, size) if choice.crop else augment.center_crop(layers, size)

@@ -1,4 +1,4 @@
-"""Which classes are taken for which, and how often."""
+"""Which classes are confused with which, and how often."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ LISTED = 20  # rows of the page's tables; the files have them all
 
 @dataclasses.dataclass(frozen=True)
 class Class:
-    """A class: its images, how many of them were taken for another, that in %, and the class they were oftenest."""
+    """A class: its images, how many of them were classified wrongly, that in %, and the most frequent wrong class."""
 
     name: str
     images: int
@@ -43,7 +43,7 @@ def make(probabilities: np.ndarray, labels: np.ndarray, names: list[str], folder
       names: of the K classes.
       folder: for the files.
     """
-    counts = np.zeros((len(names), len(names)), np.int64)  # true, taken for
+    counts = np.zeros((len(names), len(names)), np.int64)  # true class, predicted class
     np.add.at(counts, (labels, probabilities.argmax(1)), 1)
     cells = [[names[i], names[j], counts[i, j]] for i, j in np.argwhere(counts)]
     figures.write_csv(folder / "confusion.csv", ["label", "taken_for", "images"], cells)
@@ -79,10 +79,10 @@ def _draw(figure, counts, names):
     if len(names) > NUMBERED:  # dots: a cell is smaller than a pixel
         true, taken = np.nonzero(counts)
         axis.scatter(taken, true, s=9, lw=0, color="C0", alpha=0.2 + 0.8 * shares[true, taken], rasterized=True)
-        axis.set(xlabel="taken for (number of the class)", ylabel="true class (number)", aspect="equal")
+        axis.set(xlabel="predicted class (number)", ylabel="true class (number)", aspect="equal")
         axis.set(xlim=(-1, len(names)), ylim=(len(names), -1))
         return
-    axis.set(xlabel="taken for", ylabel="true class")
+    axis.set(xlabel="predicted class", ylabel="true class")
     ground = figure.get_facecolor()
     axis.imshow(shares, cmap=LinearSegmentedColormap.from_list("share", [ground, "C0"]), vmin=0, vmax=1)
     short = [name if len(name) <= 14 else name[:13] + "…" for name in names]

@@ -58,7 +58,7 @@ def read(trained: Trained, source: Source, indices: np.ndarray) -> np.ndarray:
 
 
 def choose(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Eight images by their places, drawn by a seed: half of them such as were taken for another class, if there are.
+    """Eight images by their places, drawn by a seed: half of them classified wrongly, if there are such images.
 
     Args:
       probabilities: (n, K).
