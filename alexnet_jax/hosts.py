@@ -74,8 +74,8 @@ def convolve_with_eigen() -> None:
     """Lets XLA give a CPU's convolutions to Eigen, which the small networks train 1.4 to 1.6 times as fast with.
 
     jaxlib 0.10 to 0.12 give them to YNNPACK unless a flag says otherwise. Call it before any device is used; what
-    XLA_FLAGS say about it stays. Where JAX is installed for an accelerator, it does nothing: XLA_FLAGS reach the accelerator's
-    own XLA too, and one that does not know a flag ends the program.
+    XLA_FLAGS say about it stays. Where JAX is installed for an accelerator, it does nothing: XLA_FLAGS reach the
+    accelerator's own XLA too, and one that does not know a flag ends the program.
     """
     flag = "--xla_cpu_experimental_ynn_fusion_type"
     known = (0, 10) <= jax.version.__version_info__[:2] <= (0, 12)

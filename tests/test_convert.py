@@ -238,7 +238,7 @@ def test_without_norms_and_pools_the_name_tells_the_network(tmp_path):
         net.name = b"Net"
 
     message = message_of(convert.read, changed_net(tmp_path, nameless))
-    assert "does not tell which network it is" in message
+    assert "does not say which network it is" in message
     assert "its name is 'Net'; accepted are AlexNet and CaffeNet" in message
 
 
@@ -439,7 +439,7 @@ def test_a_run_gives_its_weights_and_statistics(workdir, tmp_path):
     assert again.predict(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 9)
     np.testing.assert_array_equal(again.mean_image, np.full((32, 32, 3), 127.5))
     np.testing.assert_array_equal(again.pca.eigenvalues, statistics_of(32).pca.eigenvalues)
-    assert again.classes == "9 classes of images"
+    assert again.classes == "9 classes of pictures"
     assert again.source == "step 3 of the run run (QUICKSTART)"
     assert_same_params(convert.read(tmp_path / "run.safetensors"), weights)
 
@@ -456,7 +456,7 @@ def test_a_run_that_does_not_tell_its_classes_or_has_other_arrays_is_refused(wor
     state = State(jax.numpy.int32(5), jax.tree.map(jax.numpy.asarray, weights.params), {})
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state, error=None, notes={})
-    assert "which does not tell its number of classes" in message_of(convert.read, folder)
+    assert "which does not say its number of classes" in message_of(convert.read, folder)
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state.replace(step=jax.numpy.int32(6)), error=None, notes={"num_classes": 4})
     assert "has [2, 5] for fc8/bias, and its architecture takes [2, 2]" in message_of(convert.read, folder)

@@ -24,9 +24,10 @@ from alexnet_jax.doctor import data as checks
 from alexnet_jax.doctor import machine, sheet, speed
 from alexnet_jax.errors import UsageError
 from alexnet_jax.network import networks
-from alexnet_jax.training import augment, loop, setup
+from alexnet_jax.training import augment, setup
 from alexnet_jax.training.augment import ColorPCA
 from alexnet_jax.training.statistics import Statistics, Sums
+from alexnet_jax.training.step import init_state
 from configs import quickstart
 
 ROOT = Path(__file__).parent.parent
@@ -303,7 +304,7 @@ def test_too_little_room_for_checkpoints(free, level, monkeypatch, tmp_path, exa
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     recipe = recipe_of_quickstart(3)
     parameters = sum(
-        a.size for a in jax.tree.leaves(jax.eval_shape(functools.partial(loop.init_state, recipe=recipe)).params)
+        a.size for a in jax.tree.leaves(jax.eval_shape(functools.partial(init_state, recipe=recipe)).params)
     )
     limit = 3 * machine.state_bytes(recipe)
     assert 3 * 8 * parameters <= limit <= 3 * 8 * parameters + 300
@@ -317,7 +318,7 @@ def test_too_little_room_for_checkpoints(free, level, monkeypatch, tmp_path, exa
 def recipe_of_quickstart(classes):
     config = config_for("digits", num_classes=classes)
     data = Dataset(in_memory(8), in_memory(8), classes, None, None)
-    return setup.recipe_for(config, data, loop.place(config, ("batch_size",)))
+    return setup.recipe_for(config, data, setup.place(config, ("batch_size",)))
 
 
 def test_room_for_imagenet_that_is_not_prepared(monkeypatch, tmp_path):

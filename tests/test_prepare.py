@@ -571,7 +571,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_looks_whole(limit, folder, whol
     arguments = command(folder, tmp_path, "--workers=1")[3:]
     done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert re.search(r"^error: .*File too large.*The same command goes on", done.stderr, re.MULTILINE), done.stderr
+    assert re.search(r"^error: .*File too large.*The same command continues", done.stderr, re.MULTILINE), done.stderr
     final = tmp_path / "imagenet2012_square" / str(SIZE) / "5.1.0"
     assert not final.exists()
     assert not list(tmp_path.rglob("*.partial"))

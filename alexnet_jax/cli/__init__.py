@@ -7,7 +7,6 @@ import os
 import sys
 
 from alexnet_jax.cli import common, ensemble, experiment, predict, report, retrieve
-from alexnet_jax.evaluation import saved
 
 # Heavy imports stand where they are used, so that --help is quick.
 
@@ -185,6 +184,7 @@ def _doctor(options):
 def _evaluate(options):
     from alexnet_jax import hosts
     from alexnet_jax.errors import UsageError
+    from alexnet_jax.evaluation import saved
 
     if options.weights and not options.dataset:
         raise UsageError("--dataset is missing: weights are not those of one data set. Give --dataset=NAME.")

@@ -5,7 +5,6 @@ import shutil
 import sys
 
 from alexnet_jax.cli import common
-from alexnet_jax.evaluation.trained import Trained
 
 
 def add(commands) -> None:
@@ -37,6 +36,7 @@ def _add_network(parser):
 def _open(options):
     """The names of the images and the network, checked."""
     from alexnet_jax.evaluation import predict
+    from alexnet_jax.evaluation.trained import Trained
 
     common.check_network(options)
     names = predict.find(options.images)

@@ -1,7 +1,6 @@
 """The commands features, retrieve and codes: images that a network finds alike (paper, section 6.1)."""
 
 from alexnet_jax.cli import common
-from alexnet_jax.evaluation.trained import Trained, check_layer, last_hidden
 
 
 def add(commands) -> None:
@@ -34,6 +33,7 @@ def add(commands) -> None:
 
 
 def _features(options):
+    from alexnet_jax.evaluation.trained import Trained, check_layer, last_hidden
     from alexnet_jax.inspection import features
 
     path = common.output(options.output, ".npz")
