@@ -179,9 +179,9 @@ def test_the_default_folder_is_that_of_tfds():
 
 def corpus():
     """name -> bytes, and name -> the square that it must become or the reason why it does not."""
-    image = small.picture("corpus", (48, 60))
+    image = small.image("corpus", (48, 60))
     good = tf.io.encode_jpeg(image, quality=100).numpy()
-    long = small.picture("long", (20, 10_000))
+    long = small.image("long", (20, 10_000))
     turned = Image.Exif()
     turned[0x0112] = 6
     deep = tf.io.encode_png(image.astype(np.uint16) * 257).numpy()
