@@ -29,6 +29,7 @@ from alexnet_jax.evaluation import saved
 from alexnet_jax.network import networks
 from alexnet_jax.training import loop, setup
 from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.pretrained import changes, copy_pretrained
 from alexnet_jax.training.step import init_state
 from configs import alexnet
 
@@ -77,7 +78,7 @@ def first_state(config, workdir):
     run = setup.set_up(config, workdir)
     state = init_state(recipe=run.recipe)
     if run.pretrained is not None:
-        state = pretrained.copy_pretrained(state, run.pretrained.params, run.recipe)
+        state = copy_pretrained(state, run.pretrained.params, run.recipe)
     return jax.device_get(state.params), run
 
 
@@ -176,12 +177,12 @@ def test_a_run_of_another_version_is_not_evaluated(pretrained, tmp_path):
 
 
 def test_a_network_that_differs_from_the_pretrained_one_is_told():
-    assert pretrained.changes(PAPER, replace(with_classes(PAPER, 10), "conv2", bias=0.0)) == ""
-    told = pretrained.changes(CAFFENET, PAPER)
+    assert changes(PAPER, replace(with_classes(PAPER, 10), "conv2", bias=0.0)) == ""
+    told = changes(CAFFENET, PAPER)
     assert "input is Input(size=227" in told
     assert "lrn2 is LRN(n=5, k=1.0" in told
     assert "conv3" not in told
-    assert pretrained.changes(without(PAPER, LRN), PAPER).startswith("lrn1 is nothing there, LRN(")
+    assert changes(without(PAPER, LRN), PAPER).startswith("lrn1 is nothing there, LRN(")
 
 
 def test_another_network_or_no_file_is_refused_before_any_work(data, pretrained, tmp_path):
@@ -199,7 +200,7 @@ def test_copied_parameters_lie_where_the_drawn_ones_did():
     recipe = recipe_of(place(4, 2))
     other = jax.device_get(init_state(recipe=recipe_of(place(), seed=9)).params)
     state = init_state(recipe=recipe)
-    copied = pretrained.copy_pretrained(state, other, recipe)
+    copied = copy_pretrained(state, other, recipe)
     for layer, arrays in copied.params.items():
         for name, array in arrays.items():
             assert array.sharding == state.params[layer][name].sharding
