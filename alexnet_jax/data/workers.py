@@ -20,10 +20,25 @@ _worker = None  # in a worker: what _start got
 
 
 def make_here(work, shards, bar):
+    """Makes shards in this process. Returns a line for each broken image; arguments as in make_by_many."""
     return [line for shard in shards for line in make_shard(work, shard, bar.update)]
 
 
 def make_by_many(work, shards, workers, bar):
+    """Makes shards in several processes.
+
+    Args:
+      work: shards.Work.
+      shards: list of shards.Shard.
+      workers: number of processes.
+      bar: tqdm, which counts images.
+
+    Returns:
+      A line for each broken image, in no particular order.
+
+    Raises:
+      UsageError: if a worker dies.
+    """
     context = multiprocessing.get_context("spawn")
     # A slot for each shard, without a lock, which a worker that is killed could hold for ever.
     progress, stop = context.RawArray("q", max(len(shards), 1)), context.RawValue("b", 0)
