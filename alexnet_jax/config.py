@@ -1,4 +1,4 @@
-"""The fields of a config: their types, what they accept, and errors before any work starts."""
+"""The fields of a config: their types and accepted values; errors are found before any work starts."""
 
 import dataclasses
 import difflib
@@ -56,7 +56,7 @@ def _is_schedule(value: tuple) -> bool:
 
 
 def _is_network(value: str) -> bool:
-    """As networks.exists; but ValueError, with the reason, for a network that cannot be changed as its name says."""
+    """As networks.exists; but raises ValueError, with the reason, if the network cannot be changed as its name says."""
     try:
         networks.named(value)
     except networks.UnknownNetworkError:
@@ -68,8 +68,8 @@ def _free(field: Field) -> Field:
     return dataclasses.replace(field, free=True)
 
 
-# Fields that are free may differ when a run is resumed: they change how far or where it
-# runs, not what a step means.
+# Free fields may differ when a run is resumed: they change how far or where it runs, not
+# what a step computes.
 FIELDS = {
     "dataset": Field(str, "'digits', 'imagenet2012', 'folder:PATH' or the name of a TFDS dataset", bool),
     "data_dir": _free(_TEXT),
@@ -156,7 +156,7 @@ def check_value(name: str, value: object) -> None:
     try:
         accepted = right_type and finite and field.accepts(value)
     except ValueError as error:
-        raise UsageError(f"config.{name} is {value!r}, and {error} Set --config.{name} to another.") from error
+        raise UsageError(f"config.{name} is {value!r}, but {error} Set --config.{name} to another value.") from error
     if not accepted:
         raise UsageError(
             f"config.{name} is {value!r}; accepted is {field.accepted}. Set --config.{name} to such a value."
@@ -171,8 +171,8 @@ def check_resumable(config: ml_collections.ConfigDict, saved: ml_collections.Con
             continue
         if name not in now or name not in before:
             raise UsageError(
-                f"{workdir} holds a run of another version of this program: {name}={before.get(name)!r} there is "
-                f"{now.get(name)!r} now. Give another --workdir, or resume it with the version that began it."
+                f"{workdir} holds a run of another version of this program: {name}={before.get(name)!r} there, but "
+                f"{now.get(name)!r} now. Give another --workdir, or resume it with the version that started it."
             )
         if now[name] != before[name]:
             raise UsageError(
@@ -182,7 +182,7 @@ def check_resumable(config: ml_collections.ConfigDict, saved: ml_collections.Con
 
 
 def from_flags(arguments: list[str]) -> ml_collections.ConfigDict:
-    """The config that --config=FILE[:VARIANT] and --config.FIELD=VALUE give, as main.py takes them.
+    """The config that --config=FILE[:VARIANT] and --config.FIELD=VALUE give, read as main.py reads them.
 
     Raises:
       UsageError: if there is no such file, or a flag is wrong.
@@ -192,14 +192,14 @@ def from_flags(arguments: list[str]) -> ml_collections.ConfigDict:
     try:
         if rest := values(argv)[1:]:
             raise UsageError(f"unknown arguments: {' '.join(rest)}; fields are set as --config.FIELD=VALUE")
-        config.value.keys()  # a file that is not there is noticed only here
+        config.value.keys()  # a missing file is noticed only here
     except (flags.Error, AttributeError, OSError) as error:
         raise UsageError(what_is_wrong(error, argv)) from error
     return config.value
 
 
 def what_is_wrong(error: Exception, argv: list[str]) -> str:
-    """The flag parser's words; where a field is wrong, those of the checks here, which know what it accepts."""
+    """The flag parser's message; if a field is wrong, the message of the checks here, which know what it accepts."""
     words = str(error).strip()
     try:
         for name in re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE):
@@ -223,7 +223,7 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
 
 
 def save(config: ml_collections.ConfigDict, path: Path) -> None:
-    """Writes the config as JSON, whole or not at all."""
+    """Writes the config as JSON, completely or not at all."""
     write_whole(path, json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
 
 
@@ -233,7 +233,7 @@ def load(path: Path) -> ml_collections.ConfigDict:
 
 
 def _with_tuples(value):
-    """JSON has no tuples: its lists are the config's."""
+    """Turns lists into tuples: JSON has no tuples, and a config has no lists."""
     if isinstance(value, dict):
         return {name: _with_tuples(inner) for name, inner in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever stops the program or the machine."""
+"""Files that are written completely or not at all, even if the program or the machine stops."""
 
 import contextlib
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file under another name, then renames it: a file of that name stays as it was until then."""
+    """Writes a file under a temporary name, then renames it. An older file of that name stays unchanged until then."""
     with written_whole(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """As write_whole, for what is written piece by piece: gives the other name, to write to."""
+    """As write_whole, for a file that is written in parts: gives the path of the temporary file."""
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
@@ -26,7 +26,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file's bytes, or the names in a folder, are on the disk."""
+    """Returns when a file's contents, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Several processes that run one program, on one host or many: started, in agreement, stopped together.
+"""Several processes that run one program, on one host or many: connected, kept in agreement, stopped together.
 
-JAX's own runtime connects them (jax.distributed); here is what a run needs besides. With one
-process everything here does nothing, or the obvious.
+JAX's own runtime connects them (jax.distributed). This module has what a run needs in addition. With
+one process, its functions send nothing and wait for nobody.
 """
 
 import contextlib
@@ -28,42 +28,43 @@ from alexnet_jax.errors import UsageError
 
 
 class AgreedError(UsageError):
-    """A UsageError that all processes raise, and know that all do."""
+    """A UsageError that every process raises; each knows that the others raise it too."""
 
 
 @contextlib.contextmanager
 def session(coordinator: str = "", num_processes: int = 0, process_id: int = -1, timeout: int = 100):
-    """Connects this process with the others of its run, if there are others, for the time of a `with` block.
+    """Connects this process with the other processes of its run, if there are any, for the length of a `with` block.
 
-    Slurm, TPU pods, Kubernetes and Open MPI are recognised by JAX, and need no arguments.
+    JAX finds Slurm, TPU pods, Kubernetes and Open MPI by itself; they need no arguments.
 
     Args:
-      coordinator: HOST:PORT of process 0, the same for all processes; "" to let JAX find out.
-      num_processes: how many there are; 0 to let JAX find out, 1 for no others even if it would find some.
-      process_id: which one this is, from 0 on; -1 to let JAX find out.
-      timeout: seconds after which a process that is silent counts as lost.
+      coordinator: HOST:PORT of process 0, the same for all processes; "" lets JAX find it.
+      num_processes: number of processes; 0 lets JAX find it; 1 means no others, even if JAX would find some.
+      process_id: number of this process, starting from 0; -1 lets JAX find it.
+      timeout: seconds without a sign of life after which a process counts as lost.
 
     Raises:
-      UsageError: if only a part of the first three is given, or process 0 cannot be reached.
-        Where process 0 waits in vain for another, JAX ends the program.
+      UsageError: if only some of the first three arguments are given, or process 0 cannot be reached.
+        If process 0 waits for another process without success, JAX ends the program.
     """
     _connect(coordinator, num_processes, process_id, timeout)
     try:
         yield
     except (AgreedError, FloatingPointError):
-        raise  # on all processes, for all have the same numbers
+        raise  # all processes raise these, because all have the same numbers
     except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
             raise
-        # Alone. An orderly end would wait for the others, and they for this one.
+        # Only this process failed. A normal end would wait for the others, and they would wait for this one.
         _die(error)
 
 
 def keep_compiled() -> None:
-    """Lets JAX keep the programs that it compiles, so that the next run of the same network begins at once.
+    """Makes JAX keep the programs that it compiles, so that the next run of the same network starts at once.
 
-    They are kept where JAX_COMPILATION_CACHE_DIR says (nowhere, if it is empty), else in the user's cache, by host:
-    what is compiled for one CPU need not run on another. Call it before anything is compiled.
+    They are kept in the folder JAX_COMPILATION_CACHE_DIR (if it is empty, nowhere). If it is not set, they are kept in
+    the user's cache, in one folder for each host: a program compiled for one CPU may not run on another. Call this
+    before anything is compiled.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -71,11 +72,11 @@ def keep_compiled() -> None:
 
 
 def convolve_with_eigen() -> None:
-    """Lets XLA give a CPU's convolutions to Eigen, which the small networks train 1.4 to 1.6 times as fast with.
+    """Makes XLA use Eigen for convolutions on a CPU: the small networks then train 1.4 to 1.6 times as fast.
 
-    jaxlib 0.10 to 0.12 give them to YNNPACK unless a flag says otherwise. Call it before any device is used; what
-    XLA_FLAGS say about it stays. Where JAX is installed for an accelerator, it does nothing: XLA_FLAGS reach the
-    accelerator's own XLA too, and one that does not know a flag ends the program.
+    jaxlib 0.10 to 0.12 use YNNPACK unless a flag says otherwise. Call this before any device is used. If XLA_FLAGS
+    already set that flag, they stay as they are. If JAX is installed for an accelerator, this does nothing: the
+    accelerator's own XLA reads XLA_FLAGS too, and ends the program if it does not know a flag.
     """
     flag = "--xla_cpu_experimental_ynn_fusion_type"
     known = (0, 10) <= jax.version.__version_info__[:2] <= (0, 12)
@@ -106,34 +107,34 @@ def _connect(coordinator, num_processes, process_id, timeout):
         if process_id:
             _wait_for(coordinator, timeout)
     if _initialize((coordinator, num_processes, process_id) if any(given.values()) else (), timeout):
-        # When processes are lost, JAX says so and aborts; the stacks of all threads would bury that.
+        # When processes are lost, JAX prints a message and aborts; the stacks of all threads would hide the message.
         faulthandler.disable()
     elif jax.distributed.is_initialized():
-        # JAX now takes SIGTERM for a word to all processes, which a process alone would never hear.
+        # JAX now handles SIGTERM as a message to several processes; a single process would never notice it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _initialize(arguments, timeout):
-    """Whether there are other processes, now connected."""
+    """Connects to the other processes; returns whether there are any."""
     try:
         jax.distributed.initialize(*arguments, initialization_timeout=timeout, heartbeat_timeout_seconds=timeout)
     except (ValueError, RuntimeError) as error:
         if arguments:
             raise UsageError(
-                f"the processes cannot be connected at {arguments[0]} ({error}). Is the port free?"
+                f"the processes cannot be connected at {arguments[0]} ({error}). Check that the port is free."
             ) from error
         # JAX found no sign of other processes, or has been used before (in a notebook).
         if "coordinator_address" in str(error) or "must be called before" in str(error):
             return False
         raise UsageError(
             f"JAX finds other processes but cannot connect to them ({error}). Give --coordinator, --num_processes and "
-            "--process_id, or --num_processes=1 if there is but one."
+            "--process_id, or --num_processes=1 if there is only one."
         ) from error
     return jax.process_count() > 1
 
 
 def _wait_for(coordinator, timeout):
-    """Waits until process 0 listens; JAX would abort without a word on what to do."""
+    """Waits until process 0 listens; JAX would abort without saying what to do."""
     host, _, port = coordinator.rpartition(":")
     until = time.monotonic() + timeout
     while True:
@@ -144,35 +145,35 @@ def _wait_for(coordinator, timeout):
             if time.monotonic() > until:
                 raise UsageError(
                     f"--coordinator is {coordinator}, where process 0 did not answer within {timeout} s ({error}). "
-                    "Give HOST:PORT of process 0, start it as well, and let no firewall stand between."
+                    "Give HOST:PORT of process 0, start process 0 too, and check that no firewall blocks the port."
                 ) from error
             time.sleep(0.5)
 
 
 def _die(error):
-    """Ends this process at once, by which the others are cut off and end as well."""
+    """Ends this process at once. The other processes then lose the connection and end too."""
     who = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, UsageError):
-        words = f"error: {error}\nThis was met by {who}; it stops, and the others with it."
+        words = f"error: {error}\nThis error is from {who}; it stops, and the others stop too."
     else:
         traceback.print_exception(error)
         words = (
             f"error: {who} stopped: {repr(error).splitlines()[0]}\n"
-            "If this speaks of a connection or a peer, another process was lost first: see what it printed."
+            "If this is about a connection or a peer, another process was lost first: read its output."
         )
-    resume = "What was saved is kept; start all processes again with the same command, and they resume."
+    resume = "The saved checkpoints are kept; start all processes again with the same command, and they resume."
     print(words, resume, file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def say(line: str) -> None:
-    """Prints a line, once for all processes."""
+    """Prints a line once: only process 0 prints it."""
     if jax.process_index() == 0:
         print(line, flush=True)
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes, in their order; each waits for all."""
+    """The texts of all processes, in the order of the processes; each process waits for all others."""
     own = np.frombuffer(text.encode(), np.uint8)
     longest = multihost_utils.process_allgather(np.int32(len(own))).max()
     padded = multihost_utils.process_allgather(np.pad(own, (0, longest - len(own))))
@@ -180,13 +181,13 @@ def gather(text: str) -> list[str]:
 
 
 def together(work):
-    """Calls work() on every process; an error that the user can correct is raised on all if one of them meets it.
+    """Calls work() on every process. If one of them raises UsageError, which the user can correct, all raise an error.
 
     Args:
-      work: function without arguments, which talks with no other process.
+      work: function without arguments that does not communicate with other processes.
 
     Returns:
-      What work returned on this process.
+      The result of work on this process.
     """
     result, error = None, None
     try:
@@ -200,13 +201,13 @@ def together(work):
 
 
 def in_turn(work):
-    """As together, but process 0 works first: the others find what it prepares."""
+    """As together, but process 0 works first, so that the others find what it has prepared."""
     first = together(lambda: work() if jax.process_index() == 0 else None)
     return together(lambda: first if jax.process_index() == 0 else work())
 
 
 def agree(values: dict[str, object]) -> None:
-    """Raises UsageError on all processes unless all have the same values (JSON's types), naming one that differs."""
+    """Raises UsageError on all processes unless all have the same values (JSON's types); it names one that differs."""
     first, *others = map(json.loads, gather(json.dumps(values, default=repr)))
     for process, other in enumerate(others, 1):
         for name in sorted(first.keys() | other.keys()):
@@ -218,7 +219,7 @@ def agree(values: dict[str, object]) -> None:
 
 
 def share(folder: Path) -> None:
-    """Makes a folder, and raises UsageError on all processes unless they all see the same one."""
+    """Creates a folder, and raises UsageError on all processes unless they all see the same one."""
     mark = folder / gather(f".shared-{uuid.uuid4().hex}")[0]
 
     def leave_mark():
@@ -229,8 +230,8 @@ def share(folder: Path) -> None:
     def find_mark():
         if jax.process_count() > 1 and not mark.exists():
             raise UsageError(
-                f"{folder} is not the folder of that name that process 0 sees. Give a --workdir on storage that all "
-                "hosts share: checkpoints are written to it by all of them."
+                f"{folder} is not the same folder here and on process 0. Give a --workdir on storage that all hosts "
+                "share: all of them write checkpoints to it."
             )
 
     together(leave_mark)
@@ -242,23 +243,23 @@ def share(folder: Path) -> None:
 
 
 class Sigterm:
-    """SIGTERM to one process stops all of them, at the same place. A context manager.
+    """A context manager: after SIGTERM to one process, all processes stop at the same place.
 
-    Where there is but one process, Ctrl-C does the same; a second one ends the program as it always does. One within
-    another informs the outer one as well.
+    If there is only one process, Ctrl-C does the same; a second Ctrl-C ends the program in the usual way. A Sigterm
+    inside another one informs the outer one as well.
     """
 
-    _asked = 0  # in this process, for JAX counts so too
+    _asked = 0  # calls of `check` in this process; JAX counts in each process too
 
     def __init__(self):
-        self.came = False  # and all processes know
+        self.came = False  # whether the signal came, and all processes know it
         self._received, self._before = [], {}
 
     def __enter__(self):
-        # With several processes JAX listens for the signal, and finds the call of `check` where all of them stop.
+        # With several processes, JAX handles the signal and chooses the call of `check` at which all of them stop.
         if jax.process_count() == 1:
             listened = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-            # What a shell starts in the background ignores Ctrl-C, which is meant for others.
+            # A program that a shell starts in the background ignores Ctrl-C, which is meant for other programs.
             self._before = {number: before for number, before in listened.items() if before is not signal.SIG_IGN}
             for number in self._before:
                 signal.signal(number, self._receive)
@@ -274,7 +275,7 @@ class Sigterm:
     def _receive(self, number, _):
         self._take(number)
         if number == signal.SIGINT:
-            os.write(2, b"\nStopping at the next step; Ctrl-C once more stops at once.\n")
+            os.write(2, b"\nStopping at the next step; press Ctrl-C again to stop at once.\n")
 
     def _take(self, number):
         self._received.append(number)
@@ -282,16 +283,16 @@ class Sigterm:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _outer(self, number):
-        """The one around this one, if there is one."""
+        """The Sigterm around this one, or None."""
         listener = getattr(self._before.get(number), "__self__", None)
         return listener if isinstance(listener, Sigterm) else None
 
     def interrupted(self) -> bool:
-        """Whether it was Ctrl-C that came, and nobody outside listens for it too."""
+        """Whether Ctrl-C came, and no outer Sigterm handles it too."""
         return signal.SIGINT in self._received and self._outer(signal.SIGINT) is None
 
     def check(self) -> bool:
-        """Whether to stop now. Every process must call this equally often: once a step, once an evaluated batch."""
+        """Whether to stop now. Every process must call this equally often: once a step, and once an evaluated batch."""
         Sigterm._asked += 1
         if jax.process_count() == 1:
             self.came = bool(self._received)

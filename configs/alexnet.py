@@ -1,19 +1,19 @@
-"""AlexNet on ImageNet, as in the paper; and its variants, which differ in what VARIANTS says.
+"""AlexNet on ImageNet, as in the paper; and its variants, with the changes that VARIANTS lists.
 
     python main.py --config=configs/alexnet.py --workdir=/ckpt
     python main.py --config=configs/alexnet.py:slides --workdir=/ckpt
 
 The paper's result, ILSVRC-2012 validation, ten views: top-1 error 40.7%, top-5 18.2%.
-Not yet run to the end here.
+This project has not yet run it to the end.
 """
 
 from ml_collections import ConfigDict
 
 VARIANTS = {
     "paper": {},
-    # The one-column network of a seminar on the paper, by the paper's recipe.
+    # The one-column network of a seminar on the paper, with the paper's recipe.
     "slides": {"architecture": "SLIDES"},
-    # The authors' own program; epochs and rates are those of the notes in its layer-params-145.cfg.
+    # The authors' own program; epochs and rates come from the notes in its layer-params-145.cfg.
     "source2012": {
         "architecture": "SOURCE_2012",
         "update_rule": "source2012",
@@ -26,9 +26,10 @@ VARIANTS = {
         "plateau.drops": 0,
         "num_epochs": 91,
     },
-    # "1 CNN*" (section 6): first on all of ImageNet's Fall 2011 release (21,843 classes), of which the user has a
-    # folder with train/ and val/; then on ILSVRC-2012, with all layers but the last from there. The paper does not say
-    # how; epochs and rates are those of the notes in the 2012 program's layer-params-146-2012-2011.cfg.
+    # "1 CNN*" (section 6), in two runs. The first trains on all of ImageNet's Fall 2011 release (21,843 classes); the
+    # user must have it as a folder with train/ and val/. The second trains on ILSVRC-2012 and starts with the first
+    # run's weights in all layers but the last. The paper does not say how; epochs and rates come from the notes in
+    # the 2012 program's layer-params-146-2012-2011.cfg.
     "six_conv_pretrain": {
         "architecture": "SIX_CONV",
         "dataset": "folder:~/imagenet_fall2011",
@@ -62,21 +63,21 @@ VARIANTS = {
     "no_conv3": {"architecture": "PAPER_NO_CONV3"},
     "no_conv4": {"architecture": "PAPER_NO_CONV4"},
     "no_conv5": {"architecture": "PAPER_NO_CONV5"},
-    "no_fc6": {"architecture": "PAPER_NO_FC6"},  # without fc7 it is the same network
+    "no_fc6": {"architecture": "PAPER_NO_FC6"},  # without fc7, the network would be the same
     # For many devices. Not tried on ImageNet. On the digits (configs/quickstart.py with 512 images a step, two epochs
-    # of warm-up, one seed, 2-core CPU, 2026-11-24) the rates 2, 5, 10, 20 and 40 gave top-1 errors of 4.5, 2.7, 9.6,
-    # 5.7 and 90%; the paper's rule at 0.01, without a warm-up, 5.1%.
+    # of warm-up, one seed, 2-core CPU, 2026-11-24), the rates 2, 5, 10, 20 and 40 gave top-1 errors of 4.5, 2.7, 9.6,
+    # 5.7 and 90%. The paper's rule with the rate 0.01 and without a warm-up gave 5.1%.
     "large_batch": {"batch_size": 4096, "update_rule": "lars", "learning_rate": 5.0, "warmup_epochs": 5.0},
 }
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
-    """The paper's recipe, with what a variant changes."""
+    """The paper's recipe, with the changes of a variant."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/alexnet.py has no variant {variant!r}; accepted are {', '.join(VARIANTS)}.")
     config = ConfigDict()
     config.architecture = "PAPER"
-    config.pretrained = ""  # a run's workdir or a file of weights, with which all layers but the last begin
+    config.pretrained = ""  # a run's workdir or a file of weights, to start all layers but the last
     config.dtype = "float32"  # of the activations; or bfloat16
     config.seed = 0
 
@@ -84,45 +85,45 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.dataset = "imagenet2012"
     config.data_dir = ""
     config.train_split = "train"
-    config.eval_split = ""  # the first there is of validation, val, test
+    config.eval_split = ""  # "": the first of validation, val and test that exists
     config.image_size = 256
-    config.num_classes = 0  # 0: as many as the dataset says
-    config.mean_at = "crop"  # or "center": the mean's central crop, wherever the image's crop fell
+    config.num_classes = 0  # 0: as many as the dataset has
+    config.mean_at = "crop"  # or "center": subtract the mean's central crop from every crop
 
     # Augmentation (section 4.1)
     config.augment = ConfigDict()
     config.augment.crop = True
     config.augment.flip = True
-    config.augment.group = 1  # images in a row that share their crop and their flip
+    config.augment.group = 1  # number of consecutive images that share one crop and one flip
     config.augment.pca_std = 0.1  # 0 switches it off
     config.augment.pca_scale = "eigenvalue"  # or "stdev"
-    config.augment.pca_rescale = False  # whether the shifted image is divided by 1 + pca_std
-    config.augment.pca_epochs = 0.0  # above 0: without colours after so many epochs
+    config.augment.pca_rescale = False  # whether to divide the shifted image by 1 + pca_std
+    config.augment.pca_epochs = 0.0  # above 0: colour shifts stop after this many epochs
 
     # Learning (section 5)
     config.batch_size = 128
-    config.accumulate = 1  # parts of a batch, one after the other: less memory on an accelerator, the same step
+    config.accumulate = 1  # parts of a batch, one after the other: the same step with less memory (not on a CPU)
     config.num_epochs = 90
     config.num_steps = 0  # above 0: overrides num_epochs
     config.learning_rate = 0.01
-    config.rate_batch_size = 0  # above 0: the rates are for this batch size, and grow in proportion
-    config.warmup_epochs = 0.0  # in which the rate grows linearly
+    config.rate_batch_size = 0  # above 0: rates are for this batch size, and scale with batch_size
+    config.warmup_epochs = 0.0  # the rate grows linearly in these first epochs
     config.momentum = 0.9
     config.weight_decay = 5e-4
     config.update_rule = "decoupled"  # or "paper": the decay inside the velocity; or "source2012", "lars"
-    config.schedule = ()  # of (epoch, layer or "*" for those not named, rate), in place of learning_rate from there on
-    # Of the validation error, measured once an epoch. The paper does not give a patience.
+    config.schedule = ()  # (epoch, layer, rate): from this epoch, in place of learning_rate; "*": layers not named
+    # Lowers the rate when the validation error, measured once an epoch, stops improving. The paper gives no patience.
     config.plateau = ConfigDict({"factor": 0.1, "patience": 5, "drops": 3, "threshold": 1e-3})
 
     # Evaluation (sections 4.1 and 6)
     config.eval_batch_size = 128
-    config.views = 10  # of an image, at the end of the run; 5 where a mirrored one is none of its class; or 1
+    config.views = 10  # of an image, at the end of the run; or 5, without mirrored views (digits); or 1
 
     # Machine. mesh.tower=2 puts the two towers on two devices (section 3.2).
     config.mesh = ConfigDict()
     config.mesh.tower = 1
     config.mesh.placement = "towers"  # or "weird_trick" (Krizhevsky 2014), for more than two devices
-    config.checkpoint_every_steps = 1000  # and at the end of each epoch
+    config.checkpoint_every_steps = 1000  # also at the end of each epoch
     config.log_every_steps = 20
     config.profile = False  # trace the steps 10 to 15 after the start, for TensorBoard's profiler
     config.report = True  # write report.html when the run ends

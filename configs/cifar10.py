@@ -4,7 +4,8 @@
     python main.py --config=configs/cifar10.py:tanh --workdir=/tmp/cifar10
     python main.py --config=configs/cifar10.py:lrn --workdir=/tmp/cifar10
 
-Figure 1 gives each network the best of several rates; these are not tuned, and not yet run to the end here.
+In figure 1, each network has the best of several rates. The rate here is not tuned, and this project has not yet
+run these networks to the end.
 """
 
 from configs import alexnet
@@ -13,7 +14,7 @@ VARIANTS = {"relu": "CIFAR_FOUR_LAYER", "tanh": "CIFAR_FOUR_LAYER_TANH", "lrn": 
 
 
 def get_config(variant: str = "relu"):
-    """Figure 1's: no regularization of any kind."""
+    """The setting of figure 1: no regularization of any kind."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/cifar10.py has no variant {variant!r}; accepted are {', '.join(VARIANTS)}.")
     config = alexnet.get_config()

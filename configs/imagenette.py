@@ -2,7 +2,7 @@
 
     python main.py --config=configs/imagenette.py --workdir=/ckpt/imagenette
 
-TFDS downloads 1.5 GB once. Not yet run to the end here.
+TFDS downloads 1.5 GB once. This project has not yet run it to the end.
 """
 
 from configs import alexnet

@@ -282,6 +282,6 @@ def test_choices_are_those_of_the_code_that_takes_them():
 
 def test_a_network_that_cannot_be_changed_so_is_told_why():
     with pytest.raises(
-        UsageError, match=r"config.architecture is 'TORCHVISION_NO_LRN', and .* has no LRN; .*Set --config"
+        UsageError, match=r"config.architecture is 'TORCHVISION_NO_LRN', but .* has no LRN; .*Set --config"
     ):
         config_lib.check_value("architecture", "TORCHVISION_NO_LRN")

@@ -246,7 +246,7 @@ def test_an_image_that_one_process_cannot_read_ends_both(data_dir, tmp_path):
     assert time.monotonic() - began < 60
     assert {code for code, *_ in ended} <= {1, -signal.SIGABRT}
     assert any("does not decode as an image" in shown for *_, shown in ended)
-    assert any("it stops, and the others with it" in shown for *_, shown in ended)
+    assert any("it stops, and the others stop too" in shown for *_, shown in ended)
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_a_workdir_that_is_not_shared_is_refused(data_dir, tmp_path):
     ]  # fmt: skip
     for code, _, shown in end(processes):
         assert code == 1
-        assert f"{tmp_path}/disk1 is not the folder of that name that process 0 sees" in shown
+        assert f"{tmp_path}/disk1 is not the same folder here and on process 0. Give a --workdir" in shown
         assert "on storage that all hosts share" in shown
     assert list(tmp_path.glob("*/*")) == []
 

@@ -304,7 +304,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 def test_another_network_in_the_workdir_is_refused(folder, uncut, tmp_path):
     workdir = uncut[0]
     (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
-    with pytest.raises(UsageError, match=r"checkpoint 24 .* is of another network: it has float32\[2, 5\] for .*fc8"):
+    message = r"checkpoint 24 .* belongs to another network: it has float32\[2, 5\] for .*fc8"
+    with pytest.raises(UsageError, match=message):
         loop.train(config_for(folder, num_classes=12), tmp_path)
 
 

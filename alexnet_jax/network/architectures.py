@@ -1,7 +1,7 @@
-"""An architecture (paper, section 3): a tuple of layers, one a line, in the order of the data.
+"""An architecture (paper, section 3): a tuple of layers, in the order in which an image passes through them.
 
-A layer is a frozen dataclass that only says what it is; model.py gives it meaning, and
-networks.py has the named ones. An ablation is a changed tuple, never a new class:
+A layer is a frozen dataclass that holds only its settings. model.py does the computing, and
+networks.py has the named architectures. An ablation is a changed tuple, never a new class:
 `without(PAPER, LRN)`, `replace(PAPER, ReLU, Tanh())`.
 """
 
@@ -11,10 +11,10 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """The image: size x size pixels; and the number of towers that see it (paper, section 3.2).
+    """The input image, size x size pixels, and the number of towers that see it (paper, section 3.2).
 
-    A network of one channel sees the mean of an image's three. `scale`, one number or one a
-    channel, multiplies what is left when the mean is subtracted; the paper leaves pixels as they are.
+    A network with `channels=1` sees the mean of an image's three channels. `scale` multiplies the image
+    after the mean is subtracted. It is one number, or one for each channel. The paper does not scale pixels.
     """
 
     size: int
@@ -25,12 +25,12 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """Convolution with `maps` kernels over all towers, size x size pixels, plus a bias a map.
+    """Convolution with `maps` kernels in all towers together, size x size pixels, plus one bias for each map.
 
-    `sees` says whether a kernel sees the maps of its own tower or of all towers.
-    `padding` is one number of pixels for the four sides, or a pair (before, after).
-    Weights start from N(0, std^2), biases at `bias`. With a `table`, of one entry a map, a map
-    sees only those input maps that its entry counts up.
+    `sees` says whether a kernel sees the maps of its own tower ("own") or of all towers ("all").
+    `padding` is one number of pixels for all four sides, or a pair (before, after).
+    Weights start from N(0, std^2), biases at `bias`. A `table` has one entry for each output map, with
+    the numbers of the input maps that it sees. Without a table, an output map sees all input maps.
     """
 
     maps: int
@@ -45,7 +45,7 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """Fully-connected layer with `units` neurons over all towers; fields as in Conv."""
+    """Fully connected layer with `units` neurons in all towers together; the other fields as in Conv."""
 
     units: int
     sees: Literal["own", "all"] = "all"
@@ -60,7 +60,7 @@ class ReLU:
 
 @dataclasses.dataclass(frozen=True)
 class Tanh:
-    """amplitude * tanh(slope * x): the paper's comparison in section 3.1; LeNet-5's is 1.7159 tanh(2/3 x)."""
+    """amplitude * tanh(slope * x): tanh(x) in the paper's comparison (section 3.1), 1.7159 tanh(2/3 x) in LeNet-5."""
 
     amplitude: float = 1.0
     slope: float = 1.0
@@ -92,7 +92,8 @@ class SameMapLRN:
 class MaxPool:
     """Maximum over size x size windows, `stride` pixels apart (paper, section 3.4).
 
-    With `round_up`, what is left at the right and bottom gets a smaller window; else it is left out.
+    Pixels at the right and bottom may not fill a window. With `round_up` they get a smaller window;
+    otherwise they are left out.
     """
 
     size: int = 3
@@ -111,22 +112,22 @@ class AveragePool:
 
 @dataclasses.dataclass(frozen=True)
 class Subsample:
-    """LeNet-5's subsampling: the mean of size x size pixels, times a weight a map, plus a bias a map."""
+    """LeNet-5's subsampling: the mean of size x size pixels, times a weight, plus a bias; one of each for each map."""
 
     size: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Flatten:
-    """Lays the maps of a tower out as one vector."""
+    """Turns the maps of a tower into one vector."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-    """Zeroes units with probability `rate` in training (paper, section 4.2).
+    """Sets units to zero with probability `rate` in training (paper, section 4.2).
 
-    The paper multiplies by 1 - rate at test time; with `rescale`, training divides
-    by 1 - rate instead, and test time does nothing.
+    At test time the paper multiplies all units by 1 - rate. With `rescale`, training divides the
+    units that are kept by 1 - rate instead, and test time does nothing.
     """
 
     rate: float = 0.5
@@ -135,11 +136,12 @@ class Dropout:
 
 @dataclasses.dataclass(frozen=True)
 class RBF:
-    """LeNet-5's output: the logit of a class is minus the squared distance to its code.
+    """LeNet-5's output layer: the logit of a class is minus the squared distance to the code of the class.
 
-    A code is text, "#" for a +1 and "." for a -1; there is one a class, and they are not trained.
-    The loss counts one class more, of which no image is, with the logit -rubbish: it makes units
-    go to the code of their class, where to be nearer to it than to others would be enough.
+    A code is a text with "#" for +1 and "." for -1. There is one code for each class; codes are not trained.
+    The loss adds one extra class, to which no image belongs, with the logit -rubbish. Without the extra class,
+    it would be enough for the units to be nearer to the right code than to the other codes. With it, they
+    must come close to the right code.
     """
 
     codes: tuple[str, ...]
@@ -165,7 +167,7 @@ def towers_of(architecture: Architecture) -> int:
 
 
 def width(layer: Conv | Dense, towers: int) -> int:
-    """The maps or units of a layer that one tower has; rounded up, if they do not divide (check)."""
+    """The number of a layer's maps or units in one tower; rounded up if they do not divide evenly (see check)."""
     return -(-(layer.maps if isinstance(layer, Conv) else layer.units) // towers)
 
 
@@ -174,9 +176,9 @@ def without(architecture: Architecture, which: type | str) -> Architecture:
 
     Args:
       architecture: tuple of layers.
-      which: a kind of layers, as in `without(PAPER, LRN)`; or the name of one, as in
-        `without(PAPER, "conv4")`, where conv4 goes with its ReLU (and a dense layer with its
-        dropout as well) and the layers behind it count one less.
+      which: a type, as in `without(PAPER, LRN)`, to leave out all its layers; or the name of one layer, as
+        in `without(PAPER, "conv4")`. If that layer has weights, the ReLU, Tanh and Dropout layers directly
+        after it are left out too, and the numbers in the later names decrease by one.
 
     Raises:
       ValueError: if there is no such layer.
@@ -191,15 +193,15 @@ def without(architecture: Architecture, which: type | str) -> Architecture:
 
 
 def replace(architecture: Architecture, which: type | str, layer: Layer | None = None, **fields) -> Architecture:
-    """The architecture with some layers exchanged, or some of their fields changed.
+    """The architecture with some layers replaced, or some of their fields changed.
 
     `replace(PAPER, ReLU, Tanh())`, `replace(PAPER, LRN, average=True)`, `replace(PAPER, "conv2", bias=0.0)`
 
     Args:
       architecture: tuple of layers.
-      which: a kind of layers, or the name of one.
-      layer: to stand in their place; or None.
-      fields: to change, where no layer is given.
+      which: a type, for all its layers; or the name of one layer.
+      layer: the new layer; None to change fields only.
+      fields: new values of fields, used if `layer` is None.
 
     Raises:
       ValueError: if there is no such layer.
@@ -212,7 +214,7 @@ def replace(architecture: Architecture, which: type | str, layer: Layer | None =
 
 
 def _choose(architecture, which):
-    """The positions of the layers of a kind or a name."""
+    """The positions of the layers of a type, or of the layer with a name."""
     names = layer_names(architecture)
     chosen = [
         position
@@ -229,7 +231,7 @@ def with_classes(architecture: Architecture, classes: int) -> Architecture:
     """The architecture with its last layer resized to a number of classes.
 
     Raises:
-      ValueError: if the last layer has codes for fewer classes (RBF).
+      ValueError: if the last layer is an RBF with codes for fewer classes.
     """
     last = architecture[-1]
     if isinstance(last, Dense):
@@ -243,10 +245,10 @@ def with_classes(architecture: Architecture, classes: int) -> Architecture:
 
 
 def layer_names(architecture: Architecture) -> tuple[str, ...]:
-    """The paper's name for each layer, by the count of layers with weights so far.
+    """The paper's name for each layer: its kind, and the number of layers with weights (or RBF) so far.
 
-    PAPER's are input, conv1, relu1, lrn1, pool1, ..., pool5, flatten5, fc6, relu6, drop6, ..., fc8.
-    What comes twice behind the same weights, as where conv2 is left out, is lrn1 and lrn1_2.
+    The names in PAPER are input, conv1, relu1, lrn1, pool1, ..., pool5, flatten5, fc6, relu6, drop6, ..., fc8.
+    If a kind occurs twice after the same weights, for example when conv2 is left out, the names are lrn1 and lrn1_2.
     """
     names, depth = [], 0
     words = {"Dense": "fc", "SameMapLRN": "maplrn", "MaxPool": "pool", "AveragePool": "pool", "Dropout": "drop"}
@@ -269,15 +271,19 @@ def weighted(architecture: Architecture) -> tuple[str, ...]:
 def check(architecture: Architecture) -> None:
     """Raises ValueError unless the layers form a network that can be split into its towers.
 
-    Checked: Input first and only there; Dense or RBF last, and RBF only there and in one tower;
-    Flatten between maps and vectors; odd windows of LRN, tables that fit; sizes that leave at least
-    one pixel; maps and units that divide into the towers (those of the last layer need not: it
-    is rounded up and the surplus cut off).
+    The check requires that:
+      Input is the first layer and occurs once; Dense or RBF is the last layer;
+      RBF is only the last layer, in a network of one tower;
+      Flatten stands between maps and vectors;
+      windows of LRN are odd, and tables fit;
+      at least one pixel is left after each layer;
+      maps and units divide evenly into the towers. The last layer need not: its size is rounded up, and
+      the surplus outputs are cut off.
     """
     if not architecture or not isinstance(architecture[0], Input) or not isinstance(architecture[-1], Dense | RBF):
         raise ValueError("An architecture starts with Input and ends with Dense or RBF (the logits).")
     first = architecture[0]
-    towers, pixels, maps = first.towers, first.size, first.channels  # maps: those that a tower sees of its own
+    towers, pixels, maps = first.towers, first.size, first.channels  # maps: of a layer's input; read for tables
     if towers < 1:
         raise ValueError(f"input: towers is {towers}; accepted is an integer of at least 1.")
     if isinstance(first.scale, tuple) and len(first.scale) != first.channels:
@@ -285,9 +291,9 @@ def check(architecture: Architecture) -> None:
     for position, (name, layer) in enumerate(zip(layer_names(architecture), architecture, strict=True)):
         match layer:
             case Input() if position:
-                raise ValueError(f"{name}: Input stands at the start of an architecture and nowhere else.")
+                raise ValueError(f"{name}: Input must be the first layer and can occur only once.")
             case RBF() if position < len(architecture) - 1 or towers > 1:
-                raise ValueError(f"{name}: RBF is the last layer, and of a network of one tower.")
+                raise ValueError(f"{name}: RBF must be the last layer, in a network of one tower.")
             case Dense() | RBF() if pixels:
                 raise ValueError(f"{name}: a {type(layer).__name__} layer takes vectors; put Flatten() before it.")
             case Conv() | LRN() | SameMapLRN() | MaxPool() | AveragePool() | Subsample() if not pixels:

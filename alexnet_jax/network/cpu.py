@@ -1,7 +1,7 @@
 """The operations of the network, written for a CPU.
 
-What XLA makes of the natural ways of `layers` is quick on accelerators, and slow on a CPU where these are used instead;
-benchmarks/RESULTS.md has how much. Axes and letters are those of `layers`.
+XLA makes fast programs from the direct forms in `layers` on accelerators, but slow ones on a CPU. On a CPU the
+functions here are used instead; benchmarks/RESULTS.md has the speeds. Axes and letters are those of `layers`.
 """
 
 import dataclasses
@@ -13,31 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-POINTS = (0, 1, -1, 1 / 2, -1 / 2)  # of Winograd's polynomials: small, which keeps rounding small, and exact
+POINTS = (0, 1, -1, 1 / 2, -1 / 2)  # of Winograd's polynomials: exact, and small, so that rounding errors are small
 SIDES = range(2, len(POINTS) + 1)
-"""The r that have enough points. A strided kernel counts in strides, rounded up: conv1's 11 / 4 is 3."""
+"""The values of r that have enough points. r is the side of a kernel in strides, rounded up: conv1's 11 / 4 gives 3."""
 
-_TILE = 2  # outputs on a side of a tile; 4 would take points that cost digits
+_TILE = 2  # side of a tile, in outputs; 4 would need points that cost accuracy
 
 
 def few_at_once(f, few, *arrays):
-    """f(*arrays), of so many images at a time, or fewer, that what it makes on its way stays in the cache.
+    """Computes f(*arrays) for a few images at a time, so that its intermediate results stay in the cache.
 
     Args:
-      f: takes arrays (n, ...) whose rows are images; returns a tree of the same kind, and a tree of arrays to be
-        added up over all images.
-      few: an n that fits the cache.
+      f: takes arrays (n, ...) whose rows are images. Returns a pair: a tree of such arrays, and a tree of arrays
+        that are added up over all images.
+      few: how many images fit in the cache; n is the largest divisor of N up to this number.
       arrays: (N, ...).
 
     Returns:
-      What f returns, of all N images.
+      What f returns for all N images.
     """
     n = arrays[0].shape[0]
-    if not isinstance(n, int):  # the N of an export, which stands for any
+    if not isinstance(n, int):  # in an export N is a symbol for any number
         return f(*arrays)
     few = max(k for k in range(1, n + 1) if n % k == 0 and k <= max(few, 1))
     rows, sums = jax.eval_shape(f, *(jax.ShapeDtypeStruct((few, *a.shape[1:]), a.dtype) for a in arrays))
-    # Filled with a number of what came last, as XLA would make room for constants early, for all that is to come.
+    # Filled with a number from the last array: XLA would reserve memory for constants at the start of the program,
+    # for all calls at once.
     any_number = arrays[-1].reshape(-1)[0]
     rows = jax.tree.map(lambda a: jnp.full((n, *a.shape[1:]), any_number, a.dtype), rows)
     sums = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), sums)
@@ -52,12 +53,12 @@ def few_at_once(f, few, *arrays):
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """A way to convolve: layers.convolution is of_images(x, prepared(kernel)), of a few images at a time.
+    """A way to convolve: layers.convolution is of_images(x, prepared(kernel)), for a few images at a time.
 
     Attributes:
-      few: how many images at a time fit the cache.
-      prepared: takes the kernel (h, w, C, O) to what of_images needs of it, a tree of arrays.
-      of_images: takes (n, H, W, C) and that to (n, H', W', O).
+      few: how many images fit in the cache at a time.
+      prepared: takes the kernel (h, w, C, O); returns what of_images needs of it, a tree of arrays.
+      of_images: takes (n, H, W, C) and that tree; returns (n, H', W', O).
     """
 
     few: int
@@ -70,44 +71,44 @@ class Convolution:
         return few_at_once(lambda x: (self.of_images(x, kernel), ()), self.few, x)[0]
 
     def gradients(self, x, kernel, g):
-        """With respect to x and kernel, for g (N, H', W', O)."""
+        """The gradients with respect to x and kernel; g (N, H', W', O) is the gradient with respect to the result."""
         kernel, pull = jax.vjp(self.prepared, kernel)
-        # What f makes on its way is made once more: to keep it would take many times the memory of the images.
+        # Intermediate results are computed again: keeping them would take many times the memory of the images.
         dx, dkernel = few_at_once(lambda x, g: jax.vjp(self.of_images, x, kernel)[1](g), self.few, x, g)
         return dx, *pull(dkernel)
 
 
 def convolution_for(x, kernel, stride, padding):
-    """The quickest Convolution for arguments as layers.convolution's, or None, by XLA's own way.
+    """The fastest Convolution for these arguments of layers.convolution; None if XLA's own way is the fastest.
 
-    The limits are where each became the quickest in the networks of `networks`. Narrow types are left alone: they
-    would lose too much to rounding.
+    The limits come from timings of the networks in `networks`. Types narrower than float32 always use XLA's own way:
+    they would lose too much to rounding.
     """
     if x.dtype.itemsize < 4:
         return None
     h, w, maps, outputs = kernel.shape
     high, wide = _sides(x, kernel, stride, padding)
-    if h * x.shape[2] * maps * wide * outputs <= 100_000:  # numbers in the matrix
+    if h * x.shape[2] * maps * wide * outputs <= 100_000:  # size of the matrix in by_rows
         return by_rows(x, kernel, stride, padding)
     large = (stride > 1 or kernel.size > 100_000) and min(high, wide) > 3 * _TILE
     return by_tiles(x, kernel, stride, padding) if large and h == w and -(-h // stride) in SIDES else None
 
 
 def _sides(x, kernel, stride, padding):
-    """Of what layers.convolution returns: (H', W')."""
+    """The height and width (H', W') of the result of layers.convolution."""
     return [(side + sum(padding) - k) // stride + 1 for side, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
 
 
 def by_rows(x, kernel, stride, padding):
-    """A whole row of outputs at a time, by one matrix product: a Convolution for arrays of these shapes.
+    """A Convolution, for arrays of these shapes, that computes a whole row of outputs with one matrix product.
 
-    The matrix is the kernel's, once for each output of the row, each time `stride` pixels further on; most of it is
-    zeros. That is still quicker than to go from pixel to pixel where the maps are few and small, as LeNet's.
+    The matrix contains the kernel once for each output of the row, shifted by `stride` pixels each time. Most of its
+    numbers are zero. This is still faster than working pixel by pixel where maps are few and small, as in LeNet-5.
     """
     h, w, maps, outputs = kernel.shape
     high, wide = _sides(x, kernel, stride, padding)
     down = stride * (high - 1) + 1
-    places = np.zeros((w, stride * (wide - 1) + w, wide), x.dtype)  # of a weight, in the padded row, for an output
+    places = np.zeros((w, stride * (wide - 1) + w, wide), x.dtype)  # [weight, pixel in the padded row, output]
     for j in range(w):
         places[j, j + stride * np.arange(wide), np.arange(wide)] = 1
     places = places[:, padding[0] :][:, : x.shape[2]]
@@ -124,20 +125,20 @@ def by_rows(x, kernel, stride, padding):
 
 
 def by_tiles(x, kernel, stride, padding):
-    """With fewer multiplications (Winograd 1980; Lavin and Gray 2016): a Convolution for arrays of these shapes.
+    """A Convolution, for arrays of these shapes, with fewer multiplications (Winograd 1980; Lavin and Gray 2016).
 
-    Two neighbouring outputs of a row of r weights take 2 r multiplications; by way of polynomials r + 1 are enough, and
-    in the plane (r + 1)^2 instead of 4 r^2 for a tile of 2 x 2 outputs: 16 instead of 36 if the kernel is 3 x 3. The
-    product of two polynomials follows from their values at r points and at infinity; transposed, that is a row of
-    outputs, and
+    With r weights in a row, two neighbouring outputs take 2 r multiplications; by way of polynomials, they take r + 1.
+    In two dimensions, a tile of 2 x 2 outputs takes (r + 1)^2 instead of 4 r^2: 16 instead of 36 for a 3 x 3 kernel.
+    The product of two polynomials follows from their values at r points and at infinity. The transpose of this method
+    gives a row of outputs, and for a tile:
 
         Y = A' [(G g G') * (B' d B)] A    tile d of (r + 1)^2 inputs, kernel g; * element by element, ' transposes
 
     With the sums over maps, each of the (r + 1)^2 elements is a matrix product over the tiles of many images. A
-    strided convolution is one of stride 1, whose maps are the pixels of a block of stride x stride.
+    strided convolution is computed as one of stride 1, whose maps are the pixels of a block of stride x stride.
 
-    It adds in another order than the sum as written, and what it adds is larger: in float32 it is off by some 1e-6 of
-    the largest number for r = 3, and 5e-6 (the gradient of the kernel: 1.6e-5) for r = 5.
+    The order of the additions differs from the direct sum, and the numbers added are larger. In float32 the error is
+    about 1e-6 of the largest number for r = 3, and 5e-6 (the gradient of the kernel: 1.6e-5) for r = 5.
 
     For kernels (h, h, C, O) with r = h / stride, rounded up, in SIDES.
     """
@@ -145,7 +146,7 @@ def by_tiles(x, kernel, stride, padding):
     r = -(-h // stride)
     sides = _sides(x, kernel, stride, padding)
     high, wide = (-(-side // _TILE) for side in sides)  # in tiles
-    seen = [stride * (_TILE * tiles + r - 1) for tiles in (high, wide)]  # by all tiles, in pixels
+    seen = [stride * (_TILE * tiles + r - 1) for tiles in (high, wide)]  # in pixels, by all tiles together
     edges = [(padding[0], after - padding[0] - side, 0) for after, side in zip(seen, x.shape[1:3], strict=True)]
 
     def prepared(kernel):
@@ -160,21 +161,21 @@ def by_tiles(x, kernel, stride, padding):
 
 
 def _in_blocks(x, stride):
-    """Makes maps of the pixels of each block: (N, H s, W s, C, ...) -> (N, H, W, s s C, ...)."""
+    """Turns the pixels of each block into maps: (N, H s, W s, C, ...) -> (N, H, W, s s C, ...)."""
     n, high, wide, maps, *rest = x.shape
     x = x.reshape(n, high // stride, stride, wide // stride, stride, maps, *rest).swapaxes(2, 3)
     return x.reshape(n, high // stride, wide // stride, stride**2 * maps, *rest)
 
 
 def _kernel_at_points(kernel):
-    """G g G': (r, r, C, O) -> rows of columns of (C, O)."""
+    """Computes G g G': (r, r, C, O) -> a list of r + 1 rows, each a list of r + 1 arrays (C, O)."""
     _, values, _ = _matrices(len(kernel))
     g = jnp.einsum("ia,jb,abco->ijco", values, values, kernel).astype(kernel.dtype)
-    return [list(row) for row in g]  # one array each, whose gradients add up without the others
+    return [list(row) for row in g]  # one array for each element, so that each adds up its own gradient
 
 
 def _tiles(x, g, high, wide):
-    """(N, 2 high + r - 1, 2 wide + r - 1, C) and the kernel at points -> (N, 2 high, 2 wide, O)."""
+    """Convolves (N, 2 high + r - 1, 2 wide + r - 1, C) with the kernel at points -> (N, 2 high, 2 wide, O)."""
     values, _, outputs = _matrices(len(g) - 1)
     starts = range(len(g))
     rows = _combine(values, [x[:, i : i + _TILE * (high - 1) + 1 : _TILE] for i in starts])
@@ -185,13 +186,13 @@ def _tiles(x, g, high, wide):
 
     products = [[product(*pair) for pair in zip(*rows, strict=True)] for rows in zip(d, g, strict=True)]
     columns = zip(*(_combine(outputs, row) for row in products), strict=True)
-    y = [_combine(outputs, column) for column in columns]  # [right in the tile][down in the tile]
+    y = [_combine(outputs, column) for column in columns]  # [column in the tile][row in the tile]
     y = jnp.stack([jnp.stack(row, axis=3) for row in zip(*y, strict=True)], axis=2)
     return y.reshape(x.shape[0], _TILE * high, _TILE * wide, y.shape[-1])
 
 
 def _combine(matrix, column):
-    """The matrix times a column of arrays, without its zeros and ones."""
+    """Multiplies the matrix by a column of arrays; skips zeros, and does not multiply by ones."""
     return [sum(a if c == 1 else c * a for c, a in zip(row, column, strict=True) if c) for row in matrix.tolist()]
 
 
@@ -202,7 +203,7 @@ def _matrices(r):
     others = [np.delete(points, i) for i in range(r)]
 
     def powers(count):
-        return np.vstack([points[:, None] ** np.arange(count), np.eye(count)[-1:]])  # infinity is the last
+        return np.vstack([points[:, None] ** np.arange(count), np.eye(count)[-1:]])  # the last row is for infinity
 
     lagrange = np.array([*([*np.poly(other)[::-1], 0] for other in others), np.poly(points)[::-1]])
     scale = np.array([*(np.prod(point - other) for point, other in zip(points, others, strict=True)), 1])
@@ -210,22 +211,22 @@ def _matrices(r):
 
 
 def numbers(size):
-    """The type of the number of a pixel in a window of size x size, and of one more."""
+    """The smallest unsigned integer type for the pixel numbers of a size x size window, and for one more number."""
     return np.min_scalar_type(size * size)
 
 
 def first_maxima(x, y, size, stride, padding):
-    """The number in its window of the first pixel that is a maximum: (N, H', W', C) unsigned integers.
+    """The number, within its window, of the first pixel that is a maximum: (N, H', W', C) unsigned integers.
 
-    XLA's own gradient of a max pool goes from window to window, and takes many times as long.
+    XLA's own gradient of a max pool handles one window after another, and takes many times as long.
 
     Args:
-      x: (N, H, W, C), what is pooled. y: (N, H', W', C), its maxima.
-      size, stride: as in layers.max_pool. padding: of each axis, (before, after), in pixels that are no maximum.
+      x: (N, H, W, C), the input of the pool. y: (N, H', W', C), its maxima.
+      size, stride: as in layers.max_pool. padding: (before, after) for each axis, in pixels; these are never a maximum.
     """
     x = lax.pad(x, jnp.full((), -jnp.inf, x.dtype), [(*edges, 0) for edges in padding])
-    down, right = (stride * (side - 1) + 1 for side in y.shape[1:3])  # from one window's pixel to the last one's
-    first = jnp.zeros(y.shape)  # as float32: to select integers takes twice as long
+    down, right = (stride * (side - 1) + 1 for side in y.shape[1:3])  # from the first window's pixel to the last's
+    first = jnp.zeros(y.shape)  # as float32, because selecting integers takes twice as long
     for k in reversed(range(size * size)):
         i, j = divmod(k, size)
         first = jnp.where(x[:, i : i + down : stride, j : j + right : stride] == y, k, first)
@@ -233,13 +234,13 @@ def first_maxima(x, y, size, stride, padding):
 
 
 def to_the_maxima(first, g, shape, size, stride):
-    """The gradient of a max pool with respect to its input of that shape.
+    """The gradient of a max pool with respect to its input, which has the given shape.
 
-    The pixels (i, j) of all windows whose i and j are the same modulo the stride are a grid of their own: each pixel
-    of it adds up what it gets from the windows around.
+    The pixels are divided into grids: pixels (i, j) of a window whose i and j are the same modulo the stride belong to
+    the same grid. In a grid, each pixel adds up what it gets from the windows around it.
     """
     n, high, wide, maps = g.shape
-    around = (size - 1) // stride  # windows that begin above or left of a pixel's own and reach it
+    around = (size - 1) // stride  # windows above, or to the left, that also reach a pixel
     edges = [(0, 0, 0), (around, around, 0), (around, around, 0), (0, 0, 0)]
     first, g = lax.pad(first, first.dtype.type(size * size), edges), lax.pad(g, jnp.zeros((), g.dtype), edges)
 

@@ -13,7 +13,7 @@ from alexnet_jax.network import cpu
 
 
 def convolution(x, kernel, *, stride=1, padding=0):
-    """Cross-correlates a batch of maps with a bank of kernels.
+    """Cross-correlates a batch of maps with a set of kernels.
 
     y[n, i, j, o] = sum over a, b, c of x[n, s i + a - p, s j + b - p, c] kernel[a, b, c, o]
 
@@ -21,13 +21,13 @@ def convolution(x, kernel, *, stride=1, padding=0):
       x: (N, H, W, C) floating-point array.
       kernel: (h, w, C, O) array of the same dtype.
       stride: distance s between neighbouring receptive fields, in pixels.
-      padding: rows and columns of zeros around the image. One number p for all
-        four sides, or a pair (before, after): the paper's first layer takes
-        224 pixels to 55 outputs with (0, 3).
+      padding: rows and columns of zeros around the image: one number p for all four
+        sides, or a pair (before, after). With (0, 3), the paper's first layer turns
+        224 pixels into 55 outputs.
 
     Returns:
-      (N, H', W', O) with H' = (H + before + after - h) // stride + 1. On a CPU large kernels
-      go by tiles, at the cost of some digits (cpu.by_tiles).
+      (N, H', W', O) with H' = (H + before + after - h) // stride + 1. On a CPU, large kernels
+      are computed by tiles (cpu.by_tiles), which costs some accuracy.
 
     Source: paper, section 3.5; the pair (0, 3) is what the 2012 program did.
     """
@@ -47,7 +47,7 @@ def _convolve(x, kernel, stride, padding):
     )
 
 
-# JAX's own derivative would keep what either platform needs for it.
+# JAX's own derivative would store what the gradient needs on both platforms.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_by_platform(x, kernel, stride, padding):
     return lax.platform_dependent(
@@ -77,7 +77,7 @@ _convolve_by_platform.defvjp(_convolve_forward, _convolve_backward)
 
 @jax.custom_vjp
 def relu(x):
-    """max(0, x); its gradient reads the result, which the next layer keeps anyway, and not x.
+    """max(0, x). Its gradient uses the result, which the next layer stores anyway, instead of x.
 
     Args:
       x: floating-point array.
@@ -100,11 +100,11 @@ def max_pool(x, size=3, stride=2, *, round_up=False):
       x: (N, H, W, C) floating-point array.
       size: side of a window, the paper's z, in pixels.
       stride: distance between neighbouring windows, the paper's s, in pixels.
-      round_up: whether rows and columns that fill no whole window get a window of
-        their own, of the pixels that are there (the 2012 program), or are left out.
+      round_up: what happens to the last rows and columns if they do not fill a window. True: they
+        get a smaller window (the 2012 program). False: they are left out.
 
     Returns:
-      (N, H', W', C), dtype of x, with H' = (H - size) / stride + 1, rounded.
+      (N, H', W', C), dtype of x, with H' = (H - size) / stride + 1, rounded up or down.
 
     Source: paper, section 3.4.
     """
@@ -113,7 +113,7 @@ def max_pool(x, size=3, stride=2, *, round_up=False):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x, size, strides, padding):
-    # A Python scalar keeps JAX's recognition of a maximum, which has a gradient.
+    # With a Python scalar, JAX recognises a maximum, for which it has a gradient.
     return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, padding)
 
 
@@ -125,7 +125,7 @@ def _max_pool_forward(x, size, strides, padding):
         cpu=functools.partial(cpu.first_maxima, size=size[1], stride=strides[1], padding=padding),
         default=lambda x, y: jnp.zeros(y.shape, cpu.numbers(size[1])),
     )
-    return y, (x, y, first)  # a platform keeps only what its gradient reads
+    return y, (x, y, first)  # each platform stores only what its gradient reads
 
 
 def _max_pool_backward(size, strides, padding, saved, g):
@@ -142,31 +142,31 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def average_pool(x, size=3, stride=2, *, round_up=False):
-    """Takes the mean over square windows, of those pixels that are there; arguments as in max_pool."""
+    """Takes the mean over square windows, counting only pixels inside the image; arguments as in max_pool."""
     windows = _windows(x, size, stride, round_up)
     pixels = lax.reduce_window(jnp.ones((1, *x.shape[1:3], 1), x.dtype), 0.0, lax.add, *windows)
     return lax.reduce_window(x, 0.0, lax.add, *windows) / pixels
 
 
 def _windows(x, size, stride, round_up):
-    """Size, strides and padding of the windows of a pool."""
+    """The size, strides and padding of the windows of a pool."""
     beyond = [max(0, -(-(side - size) // stride) * stride + size - side) if round_up else 0 for side in x.shape[1:3]]
     return (1, size, size, 1), (1, stride, stride, 1), ((0, 0), (0, beyond[0]), (0, beyond[1]), (0, 0))
 
 
 @functools.partial(jax.jit, static_argnames=("n", "k", "alpha", "beta", "average"))
 def local_response_norm(x, n=5, k=2.0, alpha=1e-4, beta=0.75, *, average=False):
-    """Divides each activity by a power of the energy of its neighbouring maps.
+    """Divides each activation by a power of the sum of squares in its neighbouring maps.
 
     b_i = a_i / (k + alpha * sum of a_j^2 over j in window(i))^beta
 
     where window(i) = max(0, i - n//2) .. min(C-1, i + n//2) is clipped at the
-    first and the last map of x: with one array a tower, no window crosses from
-    one tower to the other.
+    first and the last map of x. Each tower has its own array, so no window crosses
+    from one tower to another.
 
     Args:
-      x: (..., C) floating-point array; the last axis holds the maps. Narrower
-        types than float32 are computed in float32 and rounded once.
+      x: (..., C) floating-point array; the last axis holds the maps. Types narrower
+        than float32 are computed in float32 and rounded once.
       n: number of adjacent maps in a window; odd.
       k, alpha, beta: constants of the formula.
       average: whether alpha multiplies the mean over n (the 2012 program, Caffe,
@@ -187,14 +187,14 @@ def local_response_norm(x, n=5, k=2.0, alpha=1e-4, beta=0.75, *, average=False):
 
 @functools.partial(jax.jit, static_argnames=("n", "k", "alpha", "beta"))
 def same_map_response_norm(x, n=5, k=1.0, alpha=1e-3, beta=0.75):
-    """Divides each activity by a power of the energy around it in its own map.
+    """Divides each activation by a power of the mean of squares around it in its own map.
 
     b = a / (k + alpha * mean of a^2 over the n x n window around it)^beta
 
     The mean counts pixels beyond the edge of the map as zeros.
 
     Args:
-      x: (N, H, W, C) floating-point array, computed as in local_response_norm.
+      x: (N, H, W, C) floating-point array; narrow types as in local_response_norm.
       n: side of the window in pixels; odd.
       k, alpha, beta: constants of the formula.
 
@@ -213,7 +213,7 @@ def same_map_response_norm(x, n=5, k=1.0, alpha=1e-3, beta=0.75):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _lrn(x, window, k, alpha, beta):
-    """The norm over a window of the last axes."""
+    """The normalization over a window of the last axes."""
 
     def normalized(x):
         a = _at_least_float32(x)
@@ -224,12 +224,12 @@ def _lrn(x, window, k, alpha, beta):
 
 
 def _lrn_forward(x, window, k, alpha, beta):
-    return _lrn(x, window, k, alpha, beta), x  # to compute d again costs less than to store it
+    return _lrn(x, window, k, alpha, beta), x  # computing d again costs less than storing it
 
 
 def _lrn_backward(window, k, alpha, beta, x, g):
-    # dL/da_i = g_i d_i^-beta - 2 alpha beta a_i * sum over windows that hold i of g_j a_j d_j^(-beta-1);
-    # the windows are symmetric, so those that hold i are centred in window(i).
+    # dL/da_i = g_i d_i^-beta - 2 alpha beta a_i * (sum of g_j a_j d_j^(-beta-1) over all j whose window contains i).
+    # Windows are symmetric, so these j are the ones in window(i).
     def gradient(x, g):
         a, g = _at_least_float32(x), _at_least_float32(g)
         d = k + alpha * _window_sum(a * a, window)
@@ -237,7 +237,7 @@ def _lrn_backward(window, k, alpha, beta, x, g):
         dx = g * scale - 2 * alpha * beta * a * _window_sum(g * a * scale / d, window)
         return dx.astype(x.dtype)
 
-    x, g = lax.optimization_barrier((x, g))  # else the compiler would find the forward pass's d, and store it
+    x, g = lax.optimization_barrier((x, g))  # otherwise the compiler would store the d of the forward pass
     return (_image_by_image(gradient, x, g),)
 
 
@@ -245,7 +245,10 @@ _lrn.defvjp(_lrn_forward, _lrn_backward)
 
 
 def _image_by_image(f, *arrays):
-    """f(*arrays), of arrays (N, ..., C) of which f takes each image by itself; on a CPU, of many a few at a time."""
+    """Computes f(*arrays) of (N, ..., C), where f treats each image by itself.
+
+    On a CPU, f gets a few images of a large array at a time.
+    """
     if not isinstance(arrays[0].shape[0], int) or arrays[0].size < 1_000_000:
         return f(*arrays)
 
@@ -257,14 +260,14 @@ def _image_by_image(f, *arrays):
 
 
 def _window_sum(x, window):
-    """Sums the neighbours along the last axes, clipped at their ends."""
+    """Sums the neighbours of each element along the last axes; windows are clipped at both ends."""
     window = (1,) * (x.ndim - len(window)) + window
     # 0.0 as a Python scalar, for the same reason as in max_pool.
     return lax.reduce_window(x, 0.0, lax.add, window, (1,) * x.ndim, [(n // 2, n // 2) for n in window])
 
 
 def _power(d, exponent):
-    if exponent == -0.75:  # the paper's beta, with square roots instead of exp and log
+    if exponent == -0.75:  # the paper's beta: square roots instead of exp and log
         root = lax.rsqrt(d)
         return root * lax.sqrt(root)
     return d**exponent

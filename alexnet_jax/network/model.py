@@ -1,7 +1,7 @@
-"""The network (paper, section 3): one Flax module that interprets an architecture.
+"""The network (paper, section 3): one Flax module that computes any architecture.
 
-Towers are the first axis of every parameter: kernels have shape (T, h, w, C, O/T),
-dense weights (T, I, O/T), biases (T, O/T). Activations are a list, one array a tower.
+The first axis of every parameter is the tower: kernels have shape (T, h, w, C, O/T), dense
+weights (T, I, O/T), biases (T, O/T). Activations are a list with one array for each tower.
 """
 
 import functools
@@ -36,7 +36,7 @@ class AlexNet(nn.Module):
     Attributes:
       architecture: tuple of layers, as in architectures.py.
       dtype: type of the activations; parameters and logits are float32.
-      placement: how weights and images are spread over devices, for calls under towers.spread.
+      placement: how weights and images are split over devices, for calls under towers.spread.
     """
 
     architecture: architectures.Architecture
@@ -49,26 +49,26 @@ class AlexNet(nn.Module):
 
         Args:
           images: (N, H, W, channels), H = W = the architecture's input size; pixels in 0..255, float with the mean
-            subtracted (uint8 is accepted and taken as it is). A network of one channel also takes three. Under
-            towers.spread these are the device's own images, and so are the logits.
-          train: whether units drop out; needs `rngs={"dropout": key}`.
-          index: (N,) integers that name the examples: a mask is drawn from (key, layer,
-            index, tower), so that it does not depend on the number of devices. Default: 0..N-1,
-            which under towers.spread would give all devices the same masks.
+            subtracted (uint8 is accepted and used as it is). A network of one channel also accepts three channels.
+            Under towers.spread, these are only this device's images, and so are the logits.
+          train: whether to apply dropout; needs `rngs={"dropout": key}`.
+          index: (N,) integers that identify the examples. A dropout mask is drawn from (key, layer, index, tower),
+            so that it does not depend on the number of devices. Default: 0..N-1. Under towers.spread, this
+            default would give all devices the same masks.
 
         Returns:
-          (N, K) float32 logits. Each layer's output, joined over this device's towers, is sown
-          into the collection "intermediates" as NAME_output (Linen keeps NAME for the parameters).
+          (N, K) float32 logits. Each layer's output, with this device's towers joined, is stored (Flax: sown)
+          in the collection "intermediates" as NAME_output (Linen keeps NAME for the parameters).
 
         Raises:
-          ValueError: if the architecture is none (architectures.check) or the images do not have its size.
+          ValueError: if architectures.check refuses the architecture, or the images do not have its input size.
         """
         architectures.check(self.architecture)
         place, count = self.placement, architectures.towers_of(self.architecture)
         index = jnp.arange(images.shape[0]) if index is None else index
 
-        hs = []  # one array a tower on this device
-        split = False  # whether hs are all images at this device's neurons (one weird trick)
+        hs = []  # one array for each tower on this device
+        split = False  # whether hs holds all images, but only this device's neurons (the weird trick)
         for name, layer in zip(architectures.layer_names(self.architecture), self.architecture, strict=True):
             match layer:
                 case Input():
@@ -102,12 +102,12 @@ class AlexNet(nn.Module):
             self.sow("intermediates", f"{name}_output", towers.concatenate(hs))
         with jax.named_scope("into_logits"):
             logits = place.join(hs, split, False)
-        # The last layer of an odd number of classes was rounded up to the towers.
+        # The last layer was rounded up if its classes do not divide evenly into the towers.
         return logits[:, : self.architecture[-1].units].astype(jnp.float32)
 
 
 def param_specs(network: AlexNet) -> dict[str, dict[str, jax.sharding.PartitionSpec]]:
-    """How each parameter of a network is spread by its placement."""
+    """How each parameter of a network is split over the devices of its placement."""
     layers_by_name = zip(architectures.layer_names(network.architecture), network.architecture, strict=True)
     count = architectures.towers_of(network.architecture)
     return {
@@ -130,14 +130,14 @@ class _Weights(nn.Module):
         shape = (self.local, *window, inputs, self.outputs)
         if tabled := isinstance(layer, Conv) and layer.table is not None:
             seen = [(i, o) for o, entry in enumerate(layer.table) for i in entry]
-            shape = (self.local, *window, len(seen))  # a kernel for each connection that there is
+            shape = (self.local, *window, len(seen))  # one kernel for each connection in the table
         kernel = self.param("kernel", nn.initializers.normal(layer.std), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.constant(layer.bias), (self.local, self.outputs)).astype(self.dtype)
         if tabled:
             whole = jnp.zeros((self.local, *window, inputs, self.outputs), self.dtype)
             kernel = whole.at[..., *jnp.array(seen).T].set(kernel)
         if isinstance(layer, Dense):
-            # All towers in one product: the kernel of each by itself would be a copy.
+            # One product for all towers: separating the kernel of each tower would copy it.
             return list(jnp.stack(hs) @ kernel + bias[:, None])  # (N, units/T)
         convolve = functools.partial(layers.convolution, stride=layer.stride, padding=layer.padding)
         return [convolve(h, kernel[t]) + bias[t] for t, h in enumerate(hs)]  # (N, H', W', maps/T)
@@ -151,7 +151,7 @@ class _Subsample(nn.Module):
 
     @nn.compact
     def __call__(self, hs):
-        shape = (len(hs), hs[0].shape[-1])  # a weight and a bias a map
+        shape = (len(hs), hs[0].shape[-1])  # one weight and one bias for each map
         kernel = self.param("kernel", nn.initializers.ones, shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
         size = self.layer.size
@@ -159,20 +159,20 @@ class _Subsample(nn.Module):
 
 
 def _image(images, layer):
-    """The images as the first layer sees them: its number of channels, its scale."""
+    """The images as the first layer sees them: with its number of channels and its scale."""
     accepted = (layer.size, layer.size, layer.channels)
     if layer.channels == 1 and images.shape[1:] == (layer.size, layer.size, 3):
         images = images.mean(-1, keepdims=True)
     if images.shape[1:] != accepted:
         raise ValueError(
             f"images have shape {images.shape}; this network takes (N, {', '.join(map(str, accepted))})"
-            + (" or three channels, of which it sees the mean." if layer.channels == 1 else ".")
+            + (" or three channels, and then uses their mean." if layer.channels == 1 else ".")
         )
     return images if layer.scale == 1 else images * jnp.asarray(layer.scale)
 
 
 def _within_a_tower(layer, h):
-    """What a layer without weights makes of the maps or neurons of one tower, at test time."""
+    """The output of a layer without weights for the maps or neurons of one tower, at test time."""
     match layer:
         case ReLU():
             return layers.relu(h)
@@ -199,7 +199,7 @@ def _minus_distances(h, layer):
 
 
 def _drop(key, index, tower, neurons, h, layer):
-    """Drops units of h, one mask for each (example, tower), of which a device may need a part."""
+    """Drops units of h with one mask for each (example, tower); a device may need only a part of each mask."""
     first, width = neurons
 
     def mask(i):

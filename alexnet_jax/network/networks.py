@@ -1,6 +1,6 @@
-"""The named networks: the paper's (section 3), and those that stand beside it. Each is a tuple of layers.
+"""The named networks: the paper's (section 3), and related ones. Each is a tuple of layers.
 
-docs/fidelity.md says where they differ, and what holds each difference.
+docs/fidelity.md lists their differences, and the layer's field that makes each difference.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ PAPER: Architecture = (
     Dropout(0.5),
     Dense(1000),
 )
-"""Krizhevsky, Sutskever and Hinton (2012), as written there."""
+"""Krizhevsky, Sutskever and Hinton (2012), as the paper describes it."""
 
 SOURCE_2012: Architecture = (
     Input(224, towers=2),
@@ -79,7 +79,7 @@ SOURCE_2012: Architecture = (
     Dropout(0.5),
     Dense(1000),
 )
-"""The authors' own program for the run that the paper reports (its layers-145.cfg)."""
+"""The authors' own program, as used for the run that the paper reports (its layers-145.cfg)."""
 
 SLIDES: Architecture = (
     Input(227),
@@ -134,19 +134,20 @@ ONE_GPU: Architecture = (
     Dropout(0.5),
     Dense(1000),
 )
-"""The paper's comparison in section 3.2, without the second tower.
+"""The network of the paper's comparison in section 3.2, without the second tower.
 
-Half of the kernels in each layer, but all of conv5's and of the dense neurons, so that it has about as many
-parameters as two towers (footnote there; the 2012 program's layers-145-half.cfg).
+Each convolution has half of the kernels, except the last (conv5). The dense layers keep all their neurons. So it
+has about as many parameters as the network of two towers (footnote in section 3.2; the 2012 program's
+layers-145-half.cfg).
 """
 
 SIX_CONV: Architecture = (
-    *PAPER[:16],  # to the last pool
+    *PAPER[:16],  # up to the last pool
     Conv(256, 3, padding=1, sees="all", bias=1.0),
     ReLU(),
     *PAPER[16:],
 )
-"""The paper's "1 CNN*" (section 6): a sixth convolution behind the last pool.
+"""The paper's "1 CNN*" (section 6): a sixth convolution after the last pool.
 
 The paper gives neither its size nor its bias; these are the 2012 program's (its layers-146.cfg).
 """
@@ -205,7 +206,7 @@ CAFFENET: Architecture = (
     Dropout(0.5, rescale=True),
     Dense(1000),
 )
-"""Caffe's bvlc_reference_caffenet: pooling before normalization, and the biases of the paper."""
+"""Caffe's bvlc_reference_caffenet: pooling before normalization, and the paper's biases."""
 
 TORCHVISION: Architecture = (
     Input(224, scale=(1 / (255 * 0.229), 1 / (255 * 0.224), 1 / (255 * 0.225))),
@@ -233,12 +234,15 @@ TORCHVISION: Architecture = (
 )
 """torchvision's alexnet: one column, other widths (those of Krizhevsky 2014), no normalization.
 
-Each std is that of PyTorch's own start, which is uniform over +-1/sqrt(fan-in); biases start at 0.
+Each std is that of PyTorch's own initialization, which is uniform over +-1/sqrt(fan-in); biases start at 0.
 """
 
 
 def one_gpu(architecture: Architecture) -> Architecture:
-    """Without the second tower (section 3.2): half of the kernels in each layer but the last; PAPER becomes ONE_GPU."""
+    """Removes the second tower (section 3.2).
+
+    Each convolution but the last loses half of its kernels; PAPER becomes ONE_GPU.
+    """
     last = max(position for position, layer in enumerate(architecture) if isinstance(layer, Conv))
     halved = [
         dataclasses.replace(layer, maps=layer.maps if position == last else layer.maps // 2, sees="own")
@@ -250,7 +254,7 @@ def one_gpu(architecture: Architecture) -> Architecture:
 
 
 def six_conv(architecture: Architecture) -> Architecture:
-    """With one more convolution like the last, that sees all maps, behind the last pool; PAPER becomes SIX_CONV."""
+    """Adds a convolution like the last one, which sees all maps, after the last pool; PAPER becomes SIX_CONV."""
     behind = architecture.index(Flatten())
     last = [layer for layer in architecture if isinstance(layer, Conv)][-1]
     return (*architecture[:behind], dataclasses.replace(last, sees="all"), ReLU(), *architecture[behind:])
@@ -265,11 +269,12 @@ def _times_std(architecture, factor):
 
 CHANGES = {
     "NO_LRN": lambda architecture: without(architecture, LRN),
-    "NO_OVERLAP": lambda architecture: replace(architecture, MaxPool, size=2, stride=2),  # in PAPER the same 27, 13, 6
+    # PAPER's pools still give 27, 13 and 6 pixels a side.
+    "NO_OVERLAP": lambda architecture: replace(architecture, MaxPool, size=2, stride=2),
     "TANH": lambda architecture: replace(architecture, ReLU, Tanh()),
     "NO_DROPOUT": lambda architecture: without(architecture, Dropout),
     "ONE_COLUMN": lambda architecture: replace(architecture, Input, towers=1),  # each kernel sees all maps
-    # Without fc7 it is the same network as without fc6.
+    # The network without fc7 would be the same as the one without fc6.
     **{
         f"NO_{name.upper()}": functools.partial(without, which=name)
         for name in ("conv2", "conv3", "conv4", "conv5", "fc6")
@@ -281,7 +286,7 @@ CHANGES = {
     "STD_HALF": functools.partial(_times_std, factor=0.5),
     "STD_DOUBLE": functools.partial(_times_std, factor=2.0),
 }
-"""What can be done to a network, by what then stands behind its name, as in QUICKSTART_NO_LRN."""
+"""The changes that can be made to a network, by the ending that its name then has, as in QUICKSTART_NO_LRN."""
 
 ABLATIONS = {
     f"PAPER_{change}": CHANGES[change](PAPER)
@@ -290,7 +295,7 @@ ABLATIONS = {
         *("NO_CONV2", "NO_CONV3", "NO_CONV4", "NO_CONV5", "NO_FC6"),
     )
 }
-"""The paper's network less one of its ideas (sections 3.1 to 3.4, 4.2 and 7)."""
+"""The paper's network without one of its ideas (sections 3.1 to 3.4, 4.2 and 7)."""
 
 NAMED = {
     "PAPER": PAPER,
@@ -312,10 +317,10 @@ NAMED = {
 
 
 ACCEPTED = (
-    f"one of {', '.join(NAMED)}; or one of these with a change behind its name, as in QUICKSTART_NO_LRN: "
-    f"{', '.join(CHANGES)}"
+    f"one of {', '.join(NAMED)}; or one of these with a change at the end of its name, as in QUICKSTART_NO_LRN; "
+    f"the changes are {', '.join(CHANGES)}"
 )
-"""The names that `named` knows, in words."""
+"""The names that `named` accepts, in words."""
 
 
 class UnknownNetworkError(ValueError):
@@ -323,11 +328,11 @@ class UnknownNetworkError(ValueError):
 
 
 def named(name: str) -> Architecture:
-    """The network of a name: one of NAMED, or one of these with CHANGES behind its name, as in QUICKSTART_NO_LRN.
+    """The network with a name: one of NAMED, or one of these with CHANGES at its end, as in QUICKSTART_NO_LRN.
 
     Raises:
-      UnknownNetworkError: if the name is of no such kind.
-      ValueError: if the network cannot be changed so.
+      UnknownNetworkError: if the name does not have this form.
+      ValueError: if this change cannot be made to the network.
     """
     if name in NAMED:
         return NAMED[name]

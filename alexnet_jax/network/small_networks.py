@@ -1,4 +1,4 @@
-"""Small networks, as tuples of layers: LeNet-5, a CIFAR-10 network, and the one of the quickstart."""
+"""Small networks, as tuples of layers: LeNet-5, a CIFAR-10 network, and the network of the quickstart."""
 
 import math
 
@@ -57,11 +57,12 @@ LENET5: Architecture = (
 )
 """LeCun, Bottou, Bengio and Haffner (1998), "Gradient-based learning applied to document recognition".
 
-C1 S2 C3 S4 C5 F6 are conv1 subsample2 conv3 subsample4 conv5 fc6. Its field of 32 x 32 pixels is a digit of
-28 x 28 with two pixels of background on each side: what the padding of C1 adds once the mean is subtracted. A
-stroke is 1.275 brighter than the background. The stds are those of its uniform starts, +-2.4/fan-in (C3's: its
-mean fan-in). The codes are digits of 7 x 12 pixels, as theirs are, in a hand of our own. The loss is that of their
-equation 9; they do not give its constant j (`rubbish`).
+The article's C1 S2 C3 S4 C5 F6 are conv1 subsample2 conv3 subsample4 conv5 fc6 here. The article's input of
+32 x 32 pixels is a digit of 28 x 28 with two pixels of background on each side. The padding of C1 adds the same
+background once the mean is subtracted. A stroke is 1.275 brighter than the background. The stds are those of the
+article's uniform initialization, +-2.4/fan-in (for C3: its mean fan-in). The codes are digits of 7 x 12 pixels, as
+in the article, but drawn for this project. The loss is that of the article's equation 9; the article does not give
+its constant j (`rubbish`).
 """
 
 CIFAR_FOUR_LAYER: Architecture = (
@@ -80,7 +81,7 @@ CIFAR_FOUR_LAYER: Architecture = (
 )
 """The four-layer network for CIFAR-10 of the paper's figure 1 and section 3.3.
 
-The paper gives no details; these are the 2012 program's (its layers-18pct.cfg), without the norms.
+The paper gives no details; these are the 2012 program's (its layers-18pct.cfg), without normalization.
 """
 
 QUICKSTART: Architecture = (
@@ -109,7 +110,7 @@ QUICKSTART: Architecture = (
     Dropout(0.5),
     Dense(10, std=0.06),
 )
-"""The paper's ideas in a network that two CPU cores train in a minute or two.
+"""The paper's ideas in a network that trains in one or two minutes on two CPU cores.
 
-Narrow layers need larger weights than N(0, 0.01^2) to pass a signal through.
+Narrow layers need larger initial weights than N(0, 0.01^2); otherwise the signal becomes too small.
 """

@@ -12,18 +12,18 @@ _MB = 2**20
 
 
 def summary(architecture: Architecture, batch_size: int = 1) -> str:
-    """A table of the network as text: of each layer the output's shape and bytes, parameters, multiply-adds.
+    """A table of the network as text: for each layer the output's shape and bytes, parameters and multiply-adds.
 
-    Multiply-adds are those of the weights; norms, pools and biases are left out. Sizes are those of
-    float32, in MB of 2^20 bytes and counted as the slides count them: forward and backward hold two
-    arrays for the output of each layer.
+    Multiply-adds are those of the weights; normalization, pooling and biases are left out. Sizes are for float32, in
+    MB of 2^20 bytes. They are counted as in the slides: the forward and the backward pass together hold two arrays for
+    the output of each layer.
 
     Args:
       architecture: tuple of layers.
-      batch_size: images that the sizes are given for.
+      batch_size: the number of images that the sizes are computed for.
 
     Returns:
-      Text: a heading, one line a layer, and seven lines of totals.
+      Text: a heading, one line for each layer, and seven lines of totals.
     """
     size, channels = architecture[0].size, architecture[0].channels
     images = jax.ShapeDtypeStruct((batch_size, size, size, channels), jnp.float32)
@@ -36,7 +36,7 @@ def summary(architecture: Architecture, batch_size: int = 1) -> str:
         (output,) = sown["intermediates"][f"{name}_output"]
         arrays = variables["params"].get(name, {})
         count = sum(math.prod(p.shape) for p in arrays.values())
-        # A weight of a convolution is used at each place of the maps, one of a dense layer once.
+        # A convolution uses each weight at every position of its output maps, a dense layer uses it once.
         places = math.prod(output.shape[:-1])
         multiply_adds = places * math.prod(arrays["kernel"].shape) if arrays else 0
         outputs, parameters = outputs + math.prod(output.shape), parameters + count

@@ -1,6 +1,6 @@
 """Augmentation and views (paper, section 4.1): pure functions of a key and one image.
 
-An image is (H, W, C), pixels in 0..255. A batch is `jax.vmap` over keys and images.
+An image is (H, W, C), pixels in 0..255. For a batch, use `jax.vmap` over keys and images.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ MeanAt = Literal["crop", "center"]
 class ColorPCA:
     """Principal components of the colours of a training set, for pixels scaled to [0, 1].
 
-    eigenvectors: (3, 3), the columns are p1 p2 p3, largest first.
-    eigenvalues: (3,), variances along them.
+    eigenvectors: (3, 3), the columns are p1 p2 p3, in the order of their eigenvalues, largest first.
+    eigenvalues: (3,), the variances along them.
     """
 
     eigenvectors: jax.Array
@@ -80,13 +80,13 @@ def ten_crop(image, size):
 
 
 def means(mean_image, size, at: MeanAt):
-    """What to subtract from an image, and then from a crop of it, so that the mean is subtracted once.
+    """What to subtract from an image, and then from a crop of it; together they subtract the mean once.
 
     Args:
       mean_image: (H, W, C) array.
       size: side of the crops.
-      at: "crop", the mean at the place of each crop (paper); or "center", the mean's central
-        crop wherever the image's crop fell (2012 program).
+      at: "crop" subtracts from each crop the mean at the same place (paper); "center" subtracts the
+        mean's central crop from every crop, wherever the crop is in its image (2012 program).
 
     Returns:
       Two arrays to subtract, one of which is 0.
@@ -104,25 +104,25 @@ def _check_fits(image, size):
 def pca_jitter(
     key, image, pca, std=0.1, *, scale: Literal["eigenvalue", "stdev"] = "eigenvalue", rescale: bool = False
 ):
-    """Shifts all pixels of an image along the principal colours, by one draw an image.
+    """Adds one random colour, a sum of the principal components, to all pixels of an image.
 
-    [p1 p2 p3] [a1 l1, a2 l2, a3 l3]^T is added to each pixel, a ~ N(0, std^2).
+    [p1 p2 p3] [a1 l1, a2 l2, a3 l3]^T is added to each pixel; a ~ N(0, std^2) is drawn once for the image.
 
     Args:
       key: a jax.random key.
-      image: (H, W, 3) floating-point array, pixels in 0..255 (a mean may be subtracted).
+      image: (H, W, 3) floating-point array, pixels in 0..255 (the mean may already be subtracted).
       pca: ColorPCA of the training set.
       std: standard deviation of a.
-      scale: l are the eigenvalues of pixels in [0, 1] (paper), or their square roots,
-        the standard deviations (2012 program).
-      rescale: whether the sum is divided by 1 + std (2012 program, on images less their mean), so
-        that shifts by standard deviations leave the scale of the pixels about as it was.
+      scale: l are the eigenvalues of pixels in [0, 1] ("eigenvalue", paper), or their square roots,
+        the standard deviations ("stdev", 2012 program).
+      rescale: whether to divide the sum by 1 + std (2012 program, after subtracting the mean), so
+        that with "stdev" the scale of the pixels stays about the same.
 
     Returns:
       Array of the shape and dtype of image, not clipped.
 
     Raises:
-      ValueError: for another scale, or for integer pixels, which cannot take the shift.
+      ValueError: for another scale; or for integer pixels, to which no fraction can be added.
     """
     if not jnp.issubdtype(image.dtype, jnp.floating):
         raise ValueError(f"image is {image.dtype}; accepted is a floating-point type. Use image.astype(jnp.float32).")
@@ -158,7 +158,13 @@ def fit_color_pca(images):
 
 
 def color_pca_from_sums(count, total, square):
-    """ColorPCA in float64 from the number of pixels in 0..255, their sum (3,) and their outer products' sum (3, 3)."""
+    """ColorPCA in float64.
+
+    Args:
+      count: number of pixels in 0..255.
+      total: (3,), their sum.
+      square: (3, 3), the sum of their outer products.
+    """
     mean = total / count
     covariance = (square / count - np.outer(mean, mean)) / 255**2
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
@@ -166,5 +172,5 @@ def color_pca_from_sums(count, total, square):
     eigenvectors = eigenvectors[:, largest_first]
     # The sign of an eigenvector is arbitrary: make its largest component positive on every machine.
     signs = np.sign(eigenvectors[np.abs(eigenvectors).argmax(0), range(3)])
-    # Grey images have two eigenvalues that are zero up to rounding, which may be below it.
+    # Grey images have two eigenvalues of zero; rounding may make them slightly negative.
     return ColorPCA(eigenvectors * signs, np.maximum(eigenvalues[largest_first], 0))

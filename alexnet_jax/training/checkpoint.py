@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: the best and the last, written in the background, restored strictly."""
+"""Checkpoints by Orbax: the best and the last are kept, written in the background, and checked when restored."""
 
 import logging
 from pathlib import Path
@@ -11,20 +11,23 @@ from orbax.checkpoint import checkpoint_managers
 
 from alexnet_jax.errors import UsageError
 
-ERROR = "top1_error"  # the metric by which a checkpoint is the best
+ERROR = "top1_error"  # the metric that decides which checkpoint is the best
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step):
-        """Leaves it to the loop to stop: asking twice would move the place where all processes stop."""
+        """Always False, because only the loop decides when to stop.
+
+        A second query would change the step where all processes stop.
+        """
         return False
 
 
 class Checkpoints:
-    """The checkpoints of a workdir; a context manager that waits for the last write.
+    """The checkpoints of a workdir; a context manager that waits for the last write when it ends.
 
-    A state is stored flat, an array under its path in the tree (params/conv1/kernel),
-    so that what is there can be compared with what is expected, name by name.
+    A state is stored flat: each array under its path in the tree (params/conv1/kernel). So the stored
+    arrays can be compared with the expected ones by name.
     """
 
     def __init__(self, workdir: Path):
@@ -55,7 +58,7 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, state, *, error: float | None, notes: dict) -> None:
-        """Saves a state under its step, unless that step is there; returns once it may be donated.
+        """Saves a state under its step, unless that step is already saved. Afterwards the state may be donated.
 
         Args:
           state: tree of arrays with a field `step`.
@@ -73,30 +76,30 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def step_of(self, which: Literal["last", "best"]) -> int:
-        """The step of the last checkpoint, or of the one with the smallest validation error.
+        """The step of the last checkpoint, or of the best one, which has the smallest validation error.
 
         Raises:
-          UsageError: if there is none.
+          UsageError: if there is no such checkpoint.
         """
         step = self.latest_step() if which == "last" else self._manager.best_step()
         if step is None and self.latest_step() is not None:
             raise UsageError(
-                f"{self._folder} holds no checkpoint with a validation error yet; the first comes at the end of an "
-                "epoch. Use the last one: --checkpoint=last."
+                f"{self._folder} holds no checkpoint with a validation error yet; the first is saved at the end "
+                "of an epoch. Use the last checkpoint: --checkpoint=last."
             )
         if step is None:
             raise UsageError(f"{self._folder} holds no checkpoint. Train first, or give the --workdir of a run.")
         return step
 
     def restore(self, step: int, like):
-        """The state and the notes of a step.
+        """The state and the notes that were saved at a step.
 
         Args:
           step: of an existing checkpoint.
-          like: tree of jax.ShapeDtypeStruct with shardings, of the state that is expected.
+          like: tree of jax.ShapeDtypeStruct with shardings, for the expected state.
 
         Raises:
-          UsageError: if the stored arrays are not the expected ones: names, shapes and types.
+          UsageError: if the stored arrays differ from the expected ones in names, shapes or types.
         """
         self.check(step, like)
         expected = _flatten(like)
@@ -106,7 +109,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves), restored.notes
 
     def params(self, step: int) -> tuple[dict, dict]:
-        """The parameters of a step as NumPy arrays, {layer: {name: array}}, of whatever network; and its notes."""
+        """The parameters of a step as NumPy arrays, {layer: {name: array}}, for any network; and the step's notes."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         stored = self._manager.item_metadata(step).state
         whole = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for name, a in stored.items()}
@@ -119,15 +122,15 @@ class Checkpoints:
         return params, restored.notes
 
     def check(self, step: int, like) -> None:
-        """Raises UsageError as restore does, without reading the arrays."""
+        """Raises UsageError in the same cases as restore, without reading the arrays."""
         stored = {name: (a.shape, a.dtype) for name, a in self._manager.item_metadata(step).state.items()}
         wanted = {name: (a.shape, a.dtype) for name, a in _flatten(like).items()}
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):
                 raise UsageError(
-                    f"checkpoint {step} in {self._folder} is of another network: it has {_words(stored.get(name))} "
-                    f"for {name}, expected is {_words(wanted.get(name))}. Use the architecture and the number of "
-                    "classes that it was trained with, or give another --workdir."
+                    f"checkpoint {step} in {self._folder} belongs to another network: it has "
+                    f"{_words(stored.get(name))} for {name}, but expected is {_words(wanted.get(name))}. Use the "
+                    "architecture and the number of classes that it was trained with, or give another --workdir."
                 )
 
 
@@ -150,7 +153,7 @@ def _words(shape_and_dtype):
 
 
 def _worth_telling(record):
-    """Keeps Orbax's running commentary, and its remark on checkpoints without an error, out of a run's log."""
+    """Whether a record goes to a run's log: Orbax's progress and its remark on checkpoints without an error do not."""
     return "orbax" not in record.pathname or (record.levelno > logging.INFO and "tracked_metric" not in str(record.msg))
 
 

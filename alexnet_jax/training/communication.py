@@ -1,8 +1,8 @@
 """What devices send each other in a step (paper, section 3.2), read from the traced step itself.
 
-That is all that carries images, activations or gradients. What the compiler adds where the
-optimizer needs a norm over several devices is a number a layer: for LARS, and for the
-gradient's norm under the weird trick.
+This covers everything that carries images, activations or gradients. It does not cover the one number
+for each layer that the compiler sends where the optimizer needs a norm over several devices: for LARS,
+and for the gradient's norm under the weird trick.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from alexnet_jax.training.recipe import Recipe
 from alexnet_jax.training.statistics import Statistics
 from alexnet_jax.training.step import init_state, train_step
 
-# Bytes that a device sends for each byte of its operand, among n devices (a ring; no less is possible).
+# Bytes that each of n devices sends for each byte of its operand (in a ring; fewer bytes are not possible).
 _SENT = {
     "all_gather": lambda n: n - 1,
     "reduce_scatter": lambda n: (n - 1) / n,
@@ -32,10 +32,10 @@ _SENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange among devices.
+    """One exchange of data between devices.
 
-    where: into_conv3, ..., into_logits, with "backward" for the transpose; "gradients"; "metrics";
-      "drop6", where examples are named to all devices.
+    where: into_conv3, ..., into_logits, followed by "backward" in the backward pass; "gradients"; "metrics";
+      or "drop6", where all devices receive the indices of all examples.
     kind: all_gather, reduce_scatter, all_to_all or psum. axes: of the mesh.
     shape: of each device's operand. sent: bytes that each device sends.
     """
@@ -52,11 +52,11 @@ def collectives(architecture: Architecture, placement: towers.Placement, batch_s
 
     Args:
       architecture: tuple of layers.
-      placement: on a mesh, of real devices or abstract.
+      placement: on a mesh of real or abstract devices.
       batch_size: images of a step, over all devices.
     """
     size = architecture[0].size
-    # Of these, only the network moves anything between devices.
+    # Only the network sends data between devices; the other fields do not matter here.
     recipe = Recipe(
         network=AlexNet(architecture, placement=placement), seed=0, mean_at="crop", crop=False, flip=False, group=1,
         pca_std=0.0, pca_scale="eigenvalue", pca_rescale=False, pca_steps=0, accumulate=1, learning_rate=0.01,
@@ -97,7 +97,7 @@ def _where(scope):
 
 
 def communication(architecture: Architecture, *, kind: towers.Kind, tower: int, devices: int, batch_size: int) -> str:
-    """A table of what devices send each other in one training step of float32, as text.
+    """A table, as text, of what devices send each other in one training step in float32.
 
     Args:
       architecture: tuple of layers.
@@ -105,12 +105,12 @@ def communication(architecture: Architecture, *, kind: towers.Kind, tower: int, 
       batch_size: images of a step, over all devices.
 
     Raises:
-      ValueError: as mesh_shape, or if the batch does not divide.
+      ValueError: in the same cases as mesh_shape, or if the batch does not divide evenly by the devices.
     """
     shape = towers.mesh_shape(architecture, kind, tower, devices)
     placement = towers.Placement(AbstractMesh(shape, (towers.DATA, towers.TOWER)), kind)
     placement.check_batch("batch_size", batch_size)
-    exchanges = {}  # those of one place and kind together
+    exchanges = {}  # grouped by place and kind
     for c in collectives(architecture, placement, batch_size):
         exchanges.setdefault((c.where, c.kind, " and ".join(c.axes)), []).append(c)
     rows = []

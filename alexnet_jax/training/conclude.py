@@ -1,4 +1,4 @@
-"""The end of a run: the errors of its last state, result.json, the closing table, the page."""
+"""The end of a run: the errors of its last state, result.json, the closing table, and report.html."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from alexnet_jax.training.step import TrainState
 def conclude(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm) -> dict:
     """Evaluates a state with one view and with many, writes result.json and prints a table.
 
-    Gives an empty result, and writes nothing, when it is stopped on the way.
+    If it is stopped before the end, it returns an empty result and writes nothing.
     """
     views = views_by_name(run.config.views)
     errors = {name: run.evaluate(state.params, views=n, interrupted=sigterm.check) for name, n in views.items()}
@@ -37,7 +37,7 @@ def conclude(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm
 
 
 def write_report(run):
-    """Writes the page of a run that has ended: process 0 with its own devices, for which the others wait."""
+    """Writes report.html for a run that has ended. Process 0 does this with its own devices; the others wait."""
     from alexnet_jax.inspection import report  # slow to import, and needed once
 
     try:
@@ -46,5 +46,5 @@ def write_report(run):
             path = report.write(run.workdir, config=run.config, data=run.data, weights=weights)
             hosts.say(f"Wrote: {path}")
     except Exception:  # the run itself is complete
-        logging.exception("The page could not be written; python -m alexnet_jax report tries again.")
+        logging.exception("report.html could not be written; python -m alexnet_jax report tries again.")
     hosts.together(lambda: None)

@@ -1,4 +1,4 @@
-"""The loop (paper, section 5): a run begins or is resumed, takes its steps, is evaluated and saved on the way."""
+"""The loop (paper, section 5): starts or resumes a run, takes its steps, and evaluates and saves on the way."""
 
 import contextlib
 import dataclasses
@@ -26,16 +26,16 @@ def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict
 
     Args:
       config: ConfigDict as in configs/alexnet.py.
-      workdir: folder for all outputs; made if it is not there.
-      until: asked after each epoch, whose lines in metrics.jsonl are then written; True makes it the run's last.
+      workdir: folder for all outputs; created if it does not exist.
+      until: called after each epoch, when the epoch's lines are in metrics.jsonl. If it returns True, the run ends.
 
     Returns:
-      What result.json holds; empty if SIGTERM stopped the run, whose state is saved.
+      The contents of result.json; empty if SIGTERM stopped the run (its state is saved).
 
     Raises:
-      UsageError: before any work, if the config, the data or the workdir do not fit.
-      FloatingPointError: if the loss or the gradient is not finite; names the step.
-      KeyboardInterrupt: if Ctrl-C stopped the run, whose state is saved.
+      UsageError: before any work, if the config, the data or the workdir are not accepted.
+      FloatingPointError: if the loss or the gradient is not finite; the message names the step.
+      KeyboardInterrupt: if Ctrl-C stopped the run (its state is saved).
     """
     workdir = Path(workdir).expanduser()
     run = set_up(config, workdir)
@@ -47,8 +47,8 @@ def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict
                 state = copy_pretrained(state, run.pretrained.params, run.recipe)
                 hosts.say(f"Copied all layers but the last from {config.pretrained}.")
                 if changed := changes(run.pretrained.architecture, run.recipe.network.architecture):
-                    hosts.say(f"It is another network: {changed}.")
-                run = dataclasses.replace(run, pretrained=None)  # let go of the weights
+                    hosts.say(f"The pretrained network differs: {changed}.")
+                run = dataclasses.replace(run, pretrained=None)  # frees the memory of the weights
             if jax.process_index() == 0:
                 overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
                 logging.info("Parameters:\n%s", overview)
@@ -78,16 +78,16 @@ def fit(
     began: float,
     until: Callable[[], bool],
 ) -> TrainState:
-    """The loop: steps until the run's last, evaluating and saving on the way.
+    """The loop: takes steps until the run's last, and evaluates and saves on the way.
 
     Args:
       run: as set_up made it.
       state: of the step to continue from.
       checkpoints: of the workdir.
       sigterm: says when the loop must save and return.
-      notes: of the checkpoint: `validation_due`, whether the epoch that `state` ends has yet to be evaluated; `begun`,
+      notes: of the checkpoint: `validation_due`, whether the epoch that `state` ends must still be evaluated; `begun`,
         the losses and errors of the steps that are not yet in metrics.jsonl.
-      began: time.monotonic() less the seconds that the run has already taken.
+      began: time.monotonic() minus the seconds that the run has already taken.
       until: as in train.
     """
     start, config, placement = int(state.step), run.config, run.recipe.network.placement
@@ -98,9 +98,9 @@ def fit(
     with contextlib.closing(progress), contextlib.closing(writer):
         if notes["validation_due"]:
             state, _ = validate(run, state, progress, writer, sigterm)
-            if sigterm.came:  # again before it was done: the checkpoint there still says that it is due
+            if sigterm.came:  # stopped again; the checkpoint still says that validation is due
                 return state
-        if start and run.ends_epoch(start) and until():  # it had ended, but for what comes after its last step
+        if start and run.ends_epoch(start) and until():  # all its steps are done
             return state
         for step, batch in enumerate(journal.take(run.batches_from(start)), start + 1):
             batch = placement.put(batch, config.batch_size)
@@ -112,10 +112,10 @@ def fit(
             errors, ends_epoch = None, run.ends_epoch(step)
             due = ends_epoch or step == run.stop
             if sigterm.check() or due or step % config.checkpoint_every_steps == 0:
-                journal.catch_up()  # a state that came of numbers that are not finite is never saved
+                journal.catch_up()  # raises if a number is not finite, before such a state is saved
                 if due:
-                    # A last step within an epoch leaves the rate alone, so that a run which is extended
-                    # later takes the same steps as one that was as long from the start.
+                    # A last step within an epoch does not change the rate. So a run that is extended
+                    # later takes the same steps as a run that had the full length from the start.
                     state, errors = validate(run, state, progress, writer, sigterm, adjust=ends_epoch)
                 notes = {
                     "seconds": time.monotonic() - began,
@@ -139,9 +139,9 @@ def _profile(workdir, start):
 def validate(
     run: Run, state: TrainState, progress, writer, sigterm: hosts.Sigterm, *, adjust: bool = True
 ) -> tuple[TrainState, Errors | None]:
-    """Evaluates a state and, with `adjust`, lets the rate follow: the state with its new schedule, and the errors.
+    """Evaluates a state. With `adjust`, it also updates the learning rate. Returns the state and the errors.
 
-    When it is stopped on the way, the state is returned as it was, and None.
+    If it is stopped before the end, it returns the unchanged state and None.
     """
     errors = run.evaluate(state.params, views=1, interrupted=sigterm.check)
     if errors is None:

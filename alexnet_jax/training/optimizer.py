@@ -9,8 +9,8 @@ import optax
 
 Rule = Literal["decoupled", "paper", "source2012", "lars"]
 RULES = get_args(Rule)
-BIAS = 2.0  # the rate of the 2012 program's biases, by that of its weights at the start
-TRUST = 0.001  # share of a kernel's norm that LARS moves at the rate 1
+BIAS = 2.0  # the 2012 program's rate of biases, divided by its first rate of weights
+TRUST = 0.001  # LARS: at rate 1, a kernel moves by this share of its norm
 
 
 def update_rule(
@@ -22,29 +22,29 @@ def update_rule(
 
       "paper"      v <- momentum v - weight_decay eps w - eps g
                    w <- w + v
-      "source2012" as "paper", but biases have no weight decay, and twice the rate (which the program
-                   itself sets once and for all: give it as bias_rate)
+      "source2012" as "paper", but biases have no weight decay, and twice the rate (the program sets
+                   this rate once and never changes it: give it as bias_rate)
       "decoupled"  v <- momentum v - eps g
                    w <- w + v - eps weight_decay / (1 - momentum) w
       "lars"       v <- momentum v - eps r (g + weight_decay w)
                    w <- w + v,  r = 0.001 |w| / |g + weight_decay w|  for each layer's kernels;
-                   biases have no weight decay and r = 0.001, so that eps = 10 moves them as the paper's 0.01 does
+                   biases have no weight decay and r = 0.001: eps = 10 moves them as 0.01 does in the paper
 
-    "paper" and "decoupled" remove the same share of a weight over time: the paper's decay passes
-    through the velocity, which multiplies it by 1 / (1 - momentum). eps is inside the velocity,
-    so that after a drop of eps the velocity still carries steps of the old one, which
-    `optax.sgd` does not do. "lars" is that of You, Gitman and Ginsburg (2017), for large batches.
+    "paper" and "decoupled" shrink a weight by the same share over time: the paper's decay passes
+    through the velocity, which multiplies it by 1 / (1 - momentum). eps is inside the velocity, so
+    after eps drops, the velocity still contains steps of the old eps. `optax.sgd` does not do this.
+    "lars" is the rule of You, Gitman and Ginsburg (2017), for large batches.
 
-    Rates are ordinary numbers or traced arrays: the chain's state does not depend on them, so
-    a step may build the chain again at each rate. What has the rate 0 stands still, whatever its
-    velocity, as in the 2012 program.
+    Rates are ordinary numbers or traced arrays. The state of the rule does not depend on them, so a
+    step may build the rule again with each new rate. Parameters with rate 0 do not move, even if
+    their velocity is not zero, as in the 2012 program.
 
     Args:
       rule: "decoupled", "paper", "source2012" or "lars".
       rate: eps, a scalar; or a tree of scalars, one for each layer: {"conv1": 0.001, ...}.
       momentum: in [0, 1).
       weight_decay: the paper's 0.0005.
-      bias_rate: of the biases, as `rate`; None for the rule's own.
+      bias_rate: the rate of the biases, in the same form as `rate`; None for the rule's own.
 
     Raises:
       ValueError: for another rule.
@@ -62,7 +62,7 @@ def update_rule(
         case "decoupled":
             shrink = with_rates(lambda eps, u, w: u - eps * weight_decay / (1 - momentum) * w)
             links = descend, optax.trace(momentum), shrink
-        case "lars":  # optax.lars, whose rate is one number
+        case "lars":  # as optax.lars, but that has one rate for all layers
             links = (
                 optax.masked(optax.scale(TRUST), biases),
                 optax.add_decayed_weights(weight_decay, kernels),
@@ -76,7 +76,7 @@ def update_rule(
 
 
 def _with_rates(rate, bias_rate, f):
-    """A link f(eps, update, weight) of a chain, for each array at its own rate."""
+    """A link of a chain that applies f(eps, update, weight) to each array, with the array's own rate."""
 
     def update(updates, params):
         eps = jax.tree.map(
@@ -91,25 +91,25 @@ def _with_rates(rate, bias_rate, f):
 
 
 def _named(name, params):
-    """Which of the parameters have a name."""
+    """A tree of booleans: whether each parameter has this name."""
     return jax.tree_util.tree_map_with_path(lambda path, _: bool(path) and path[-1].key == name, params)
 
 
 def warmup(steps: int) -> optax.Schedule:
-    """The rate's multiplier at the start: 1/steps for the first step, growing linearly to 1 (Goyal et al. 2017)."""
+    """The rate's multiplier at the start: 1/steps in the first step, growing linearly to 1 (Goyal et al. 2017)."""
     return optax.linear_schedule(1 / steps, 1.0, steps - 1) if steps > 1 else optax.constant_schedule(1.0)
 
 
 def plateau_schedule(*, factor: float, patience: int, drops: int, threshold: float):
-    """The rate's multiplier: times `factor` whenever the validation error stops improving.
+    """The rate's multiplier, which is multiplied by `factor` whenever the validation error stops improving.
 
-    Its state holds the multiplier in `scale`; `update({}, state, value=error)` feeds it one error.
+    Its state holds the multiplier in `scale`; `update({}, state, value=error)` adds one error.
 
     Args:
       factor: the paper's 0.1.
-      patience: evaluations in a row without improvement before a drop.
-      drops: how often it may drop; the paper's 3.
-      threshold: improvement that counts, as a share of the best error so far.
+      patience: number of evaluations in a row without improvement before the rate drops.
+      drops: largest number of drops; the paper's 3.
+      threshold: smallest improvement that counts, as a share of the best error so far.
     """
     return optax.contrib.reduce_on_plateau(
         factor=factor, patience=patience, rtol=threshold, cooldown=0, min_scale=factor**drops

@@ -19,10 +19,10 @@ from alexnet_jax.files import write_whole
 
 
 class JsonLinesWriter(metric_writers.MetricWriter):
-    """Writes scalars as one JSON object a line, each on disk before the next step.
+    """Writes scalars as one JSON object a line; each line is in the file before the next step.
 
-    Lines past `step`, of a run that was cut off after its last checkpoint, are taken out:
-    the resumed run writes them again.
+    Lines after `step` come from a run that was stopped after its last checkpoint. They are removed,
+    and the resumed run writes them again.
     """
 
     def __init__(self, path: Path, step: int):
@@ -52,12 +52,12 @@ class JsonLinesWriter(metric_writers.MetricWriter):
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):  # the end of a line that was being written
+    except (ValueError, KeyError):  # a line that was only partly written
         return math.inf
 
 
 def make_writer(workdir: Path, step: int) -> metric_writers.MetricWriter:
-    """Writes to metrics.jsonl and to TensorBoard events; of several processes only the first writes."""
+    """Writes to metrics.jsonl and to TensorBoard events; with several processes, only process 0 writes."""
     if jax.process_index():
         return metric_writers.MultiWriter([])
     events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
@@ -65,7 +65,7 @@ def make_writer(workdir: Path, step: int) -> metric_writers.MetricWriter:
 
 
 class Progress:
-    """A bar on a terminal, a plain line every ten seconds elsewhere: loss, images/s, waiting for data, time left."""
+    """A bar on a terminal, else a line every ten seconds: loss, images/s, % of time waiting for data, time left."""
 
     def __init__(self, *, start: int, stop: int, batch_size: int):
         silent = True if jax.process_index() else None  # None: on a terminal only
@@ -75,7 +75,7 @@ class Progress:
         self._first = start
 
     def update(self, step: int, loss: float, waiting: float) -> None:
-        """Shows that `step` steps are done; `waiting`: % of the time that the device waited for data."""
+        """Shows that `step` steps are done; `waiting`: % of the time in which the device waited for data."""
         now = time.monotonic()
         images_per_second = (step - self._first) * self._batch_size / max(now - self._began, 1e-9)
         shown = f"loss {loss:.3f}  {images_per_second:.0f} images/s  waiting {waiting:.0f}%"
@@ -87,41 +87,41 @@ class Progress:
             self.say(f"step {step}/{self._stop}  {shown}  {left:.0f} s left")
 
     def say(self, line: str) -> None:
-        """Prints a line without tearing the bar."""
+        """Prints a line without breaking the bar."""
         if jax.process_index() == 0:
             self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Takes the bar down."""
+        """Removes the bar."""
         self._bar.close()
 
 
 class Journal:
-    """Metrics on their way from the device: fetched one step late, so that the device never waits for it."""
+    """Collects the metrics of steps. It fetches them one step late, so that the device never waits for it."""
 
     def __init__(self, progress, writer, every_steps, batch_size, begun=()):
         self._pending = collections.deque()
         self._progress, self._writer, self._every_steps, self._batch_size = progress, writer, every_steps, batch_size
-        self.begun = list(begun)  # (loss, error) of each step since the last line; a resumed run is given those it had
+        self.begun = list(begun)  # (loss, error) of each step since the last line; a resumed run gets them back
         self._steps, self._since = 0, time.monotonic()  # since the last line, in this process
-        self.waited = 0.0  # seconds since the last line of metrics
+        self.waited = 0.0  # seconds in which the device waited for data, since the last line
         self._watch, self._ready_at = ThreadPoolExecutor(1), None
 
     def take(self, batches: Iterator) -> Iterator:
-        """Passes batches on, and measures how long the device had to wait for the next one."""
+        """Passes batches on, and measures how long the device waits for the next one."""
         while True:
             asked = time.monotonic()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            if self._ready_at is not None and self._ready_at.done():  # else the device is still at work
+            if self._ready_at is not None and self._ready_at.done():  # otherwise the device is still working
                 self.waited += time.monotonic() - max(asked, self._ready_at.result())
             yield batch
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a step that may still be running; looks at those of the step before.
+        """Adds the metrics of a step that may still be running; reads those of the step before.
 
         Raises FloatingPointError if those are not finite.
         """
@@ -131,7 +131,7 @@ class Journal:
             self._look(*self._pending.popleft())
 
     def catch_up(self) -> None:
-        """Waits for all steps that were added."""
+        """Waits for all steps that were added, and reads their metrics; raises as `add` does."""
         while self._pending:
             self._look(*self._pending.popleft())
 
@@ -167,7 +167,7 @@ def _time_when_ready(array):
 
 
 def write_result(workdir: Path, result: dict) -> None:
-    """Writes result.json, whole or not at all."""
+    """Writes result.json, completely or not at all."""
     write_whole(workdir / "result.json", json.dumps(result, indent=2) + "\n")
 
 

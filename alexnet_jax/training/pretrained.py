@@ -1,4 +1,4 @@
-"""Fine-tuning (paper, section 6, "1 CNN*"): all layers but the last begin with a trained network's parameters."""
+"""Fine-tuning (paper, section 6, "1 CNN*"): all layers but the last start with a trained network's parameters."""
 
 import dataclasses
 import functools
@@ -14,9 +14,9 @@ from alexnet_jax.training.step import TrainState, init_state
 
 
 def changes(before: architectures.Architecture, now: architectures.Architecture) -> str:
-    """Where a pretrained network differs from what begins with its weights, but for the last layer, in words."""
+    """The differences, in words, between a pretrained network and the new one; the last layers are not compared."""
 
-    def of(architecture):  # what weights are drawn from does not matter here
+    def of(architecture):  # initial weights do not matter here
         return {
             name: dataclasses.replace(layer, std=0.0, bias=0.0) if isinstance(layer, Conv | Dense) else layer
             for name, layer in zip(architectures.layer_names(architecture)[:-1], architecture[:-1], strict=True)
@@ -30,7 +30,7 @@ def changes(before: architectures.Architecture, now: architectures.Architecture)
 
 
 def check_pretrained(params, recipe: Recipe) -> None:
-    """Raises UsageError unless pretrained parameters have each layer of the recipe's network but the last."""
+    """Raises UsageError unless pretrained parameters fit each layer of the recipe's network except the last."""
     like = jax.eval_shape(functools.partial(init_state, recipe=recipe)).params
     for layer in _copied(recipe):
         wanted = {name: a.shape for name, a in like[layer].items()}
@@ -43,7 +43,7 @@ def check_pretrained(params, recipe: Recipe) -> None:
 
 
 def copy_pretrained(state: TrainState, params, recipe: Recipe) -> TrainState:
-    """A state with the parameters of a pretrained network in each layer but the last, which stays as it was drawn.
+    """A state with a pretrained network's parameters in each layer but the last, which keeps its random initial values.
 
     Args:
       state: as init_state made it.
@@ -56,7 +56,7 @@ def copy_pretrained(state: TrainState, params, recipe: Recipe) -> TrainState:
 
 
 def _copied(recipe):
-    """The layers that a pretrained network gives."""
+    """The names of the layers that are copied from a pretrained network."""
     architecture = recipe.network.architecture
     last = architectures.layer_names(architecture)[-1]
     return [layer for layer in architectures.weighted(architecture) if layer != last]

@@ -1,4 +1,4 @@
-"""The recipe (paper, sections 4 and 5): all that does not change while a network trains."""
+"""The recipe (paper, sections 4 and 5): all settings that stay the same while a network trains."""
 
 import dataclasses
 
@@ -12,22 +12,22 @@ from alexnet_jax.training import augment, optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that does not change in training; static to the compiler."""
+    """All settings that stay the same in training; static to the compiler."""
 
     network: AlexNet
     seed: int
     mean_at: augment.MeanAt
     crop: bool
     flip: bool
-    group: int  # examples in a row that share their crop and their flip
+    group: int  # number of consecutive examples that share one crop and one flip
     pca_std: float
     pca_scale: str
     pca_rescale: bool
-    pca_steps: int  # without colours after so many; 0: with them to the end
-    accumulate: int  # parts of a batch, one after the other
+    pca_steps: int  # colour shifts stop after this many steps; 0: they never stop
+    accumulate: int  # number of parts of a batch, computed one after the other
     learning_rate: float
     warmup_steps: int
-    schedule: tuple[tuple[int, str, float], ...]  # from this step on, this layer or "*" has this rate
+    schedule: tuple[tuple[int, str, float], ...]  # (step, layer or "*", rate): the rate from this step on
     momentum: float
     weight_decay: float
     update_rule: optimizer.Rule
@@ -38,13 +38,13 @@ class Recipe:
         return jax.random.split(jax.random.key(self.seed), 3)[("init", "augment", "dropout").index(use)]
 
     def rule(self, rate=1.0, bias_rate=1.0) -> optax.GradientTransformation:
-        """The update rule at rates, which its state does not depend on."""
+        """The update rule with these rates; its state does not depend on them."""
         return optimizer.update_rule(
             self.update_rule, rate, bias_rate=bias_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
 
     def rate(self, state, layer: str = "*"):
-        """The learning rate of a layer's kernels in the step that follows a state; "*": of those not named."""
+        """The learning rate of a layer's kernels in the step after `state`; "*": of layers that the schedule omits."""
         rate = self.learning_rate
         for name in dict.fromkeys(("*", layer)):
             for step, scheduled, value in self.schedule:
@@ -55,8 +55,8 @@ class Recipe:
     def bias_rate(self, state, layer: str):
         """The learning rate of a layer's biases.
 
-        The 2012 program's is set once and for all: its notes have only the rates of weights
-        drop, and its files end with 0.02 beside 0.00001.
+        In the 2012 program it is set once: by the program's notes, only the rates of weights drop, and its
+        files end with 0.02 for biases and 0.00001 for weights.
         """
         rate = self.rate(state, layer)
         if self.update_rule != "source2012":

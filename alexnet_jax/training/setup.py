@@ -1,4 +1,4 @@
-"""Before the first step: the config is checked, the data opened, the recipe and the statistics are made."""
+"""Before the first step: checks the config, opens the data, makes the recipe and the statistics."""
 
 import dataclasses
 import functools
@@ -29,15 +29,15 @@ from alexnet_jax.training.step import TrainState, init_state, state_shardings
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the loop works on: everything checked, opened and measured before the first step."""
+    """Everything that the loop needs, checked and opened before the first step."""
 
     config: object
     workdir: Path
     recipe: Recipe
     data: sources.Dataset
     statistics: Statistics | None  # None only within set_up
-    stop: int  # steps
-    pretrained: convert.Weights | None = None  # to begin with, but for the last layer
+    stop: int  # the last step
+    pretrained: convert.Weights | None = None  # initial weights of all layers but the last
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch ends within this step."""
@@ -57,7 +57,7 @@ class Run:
         )
 
     def evaluate(self, params, *, views: int, interrupted=lambda: False) -> Errors | None:
-        """Errors on the whole evaluation split; None if `interrupted` says so on the way."""
+        """Errors on the whole evaluation split; None if `interrupted()` becomes true before the end."""
         return evaluate(
             params,
             self.data.evaluation,
@@ -70,7 +70,7 @@ class Run:
         )
 
     def restore(self, checkpoints: Checkpoints, step: int) -> tuple[TrainState, dict]:
-        """State and notes of a checkpoint, each array placed on this run's mesh."""
+        """State and notes of a checkpoint, with each array placed on this run's mesh."""
         return checkpoints.restore(step, self.abstract_state())
 
     def abstract_state(self) -> TrainState:
@@ -85,7 +85,7 @@ def set_up(config, workdir: Path, *, training: bool = True) -> Run:
     """Checks a config, opens its data and reads the statistics; writes statistics.npz and, for training, config.json.
 
     Raises:
-      UsageError: for anything that would stop the run later; on all processes alike.
+      UsageError: for anything that would stop the run later; all processes raise it.
     """
     hosts.agree({f"config.{name}": value for name, value in config_lib.flatten(config).items()})
     run = hosts.in_turn(lambda: _open(config, workdir, training))
@@ -109,7 +109,7 @@ def set_up(config, workdir: Path, *, training: bool = True) -> Run:
 
 
 def _open(config, workdir, training):
-    """A run without statistics, from what this process sees."""
+    """A run without statistics, made from what this process alone can see."""
     config_lib.check(config)
     if (saved := workdir / "config.json").exists():
         config_lib.check_resumable(config, config_lib.load(saved), workdir)
@@ -131,13 +131,13 @@ def open_data(config) -> sources.Dataset:
 
 
 def recipe_for(config, data: sources.Dataset, placement: towers.Placement) -> Recipe:
-    """The recipe that a config describes, for a dataset. Raises UsageError where the classes do not fit."""
+    """The recipe that a config describes, for a dataset. Raises UsageError if the number of classes is not accepted."""
     num_classes = config.num_classes or data.num_classes
     if not num_classes:
         raise UsageError(
             f"dataset {config.dataset!r} does not say how many classes it has. Set --config.num_classes=K."
         )
-    if data.statistics is not None and num_classes < data.num_classes:  # no survey will look at the labels
+    if data.statistics is not None and num_classes < data.num_classes:  # no survey will check the labels
         raise UsageError(
             f"num_classes is {num_classes}, but dataset {config.dataset!r} has {data.num_classes} classes; "
             f"accepted are {data.num_classes} or more. Set --config.num_classes=0 for the dataset's own number."
@@ -146,10 +146,10 @@ def recipe_for(config, data: sources.Dataset, placement: towers.Placement) -> Re
 
 
 def recipe_from_config(config, num_classes: int, examples: int, placement: towers.Placement) -> Recipe:
-    """The recipe that a config describes, for a training set, on a placement that `place` made for it.
+    """The recipe that a config describes, for a number of training examples, on a placement that `place` made for it.
 
     Raises:
-      UsageError: if the architecture does not take this number of classes.
+      UsageError: if the architecture does not accept this number of classes.
     """
     try:
         architecture = architectures.with_classes(networks.named(config.architecture), num_classes)
@@ -184,10 +184,10 @@ def place(config, batches: tuple[str, ...]) -> towers.Placement:
 
     Args:
       config: ConfigDict as in configs/alexnet.py.
-      batches: fields of the config that hold the size of a batch.
+      batches: names of the config's fields that hold a batch size.
 
     Raises:
-      UsageError: if the towers, the devices or one of the batches do not divide.
+      UsageError: if the towers, the devices or a batch do not divide evenly.
     """
     architecture = networks.named(config.architecture)
     try:
@@ -201,7 +201,7 @@ def place(config, batches: tuple[str, ...]) -> towers.Placement:
 
 
 def read_weights(path):
-    """Weights that are the same on all processes, which wait for each other to read a workdir."""
+    """Reads weights; all processes must read the same ones. For a workdir, the processes wait for each other."""
     hosts.together(lambda: convert.check_there(path))
     weights = convert.read(path)
     if jax.process_count() > 1:
@@ -210,16 +210,17 @@ def read_weights(path):
 
 
 def num_steps(config, examples: int) -> int:
-    """The steps of a run on so many examples."""
+    """The number of steps of a run on this number of training examples."""
     return config.num_steps or -(-config.num_epochs * examples // config.batch_size)
 
 
 def _read_statistics(run):
-    """The workdir's statistics, which process 0 makes if they are not there."""
+    """The statistics of the workdir; process 0 computes them if they are missing."""
     path, config = run.workdir / "statistics.npz", run.config
 
     def make():
-        # Without a config, which is saved last, they may be those of other data, left by a run that never began.
+        # config.json is saved last. If it is missing, a run that never started may have left the statistics of
+        # other data.
         if jax.process_index() or (path.exists() and (run.workdir / "config.json").exists()):
             return
         statistics = run.data.statistics
@@ -230,17 +231,18 @@ def _read_statistics(run):
         statistics.save(path)
 
     hosts.together(make)
-    # Float32 already here: device_put compares what the processes give it with what they hold then.
+    # Converted to float32 before device_put, which compares the values that the processes give with those that
+    # they then hold.
     return jax.tree.map(np.float32, Statistics.load(path))
 
 
 def config_of(workdir: Path) -> config_lib.ml_collections.ConfigDict:
-    """The config of the run in a workdir. Raises UsageError if it holds none, or that of another version."""
+    """The config of the run in a workdir. Raises UsageError if there is no run, or a run of another program version."""
     saved = workdir / "config.json"
     if not saved.exists():
         raise UsageError(f"{workdir} holds no run: it has no config.json. Give the --workdir of a run of main.py.")
     config = config_lib.load(saved)
-    config.report = config.get("report", True)  # younger than the other fields, and nothing to do with the numbers
+    config.report = config.get("report", True)  # a newer field, which does not affect the results
     if missing := config_lib.FIELDS.keys() - config_lib.flatten(config).keys():
         raise UsageError(
             f"{workdir} holds a run of another version of this program: its config lacks {', '.join(sorted(missing))}. "

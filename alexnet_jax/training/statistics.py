@@ -23,7 +23,7 @@ class Statistics:
     pca: ColorPCA
 
     def save(self, path: Path) -> None:
-        """Writes an .npz file, whole or not at all."""
+        """Writes an .npz file, completely or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = io.BytesIO()
         np.savez(
@@ -42,16 +42,16 @@ class Statistics:
 
 
 class Sums:
-    """Sums over uint8 images of one size, from which the statistics follow.
+    """Sums over uint8 images of one size, from which the statistics are computed.
 
-    They are integers, and ImageNet's are far from 2^63: no rounding, and the same in whatever
-    order and by however many processes the images are added.
+    They are integers, and ImageNet's are far below 2^63. So nothing is rounded, and the order of the
+    images and the number of processes do not change the result.
     """
 
     def __init__(self, image_size: int):
         self.images = 0
         self.image = np.zeros((image_size, image_size, 3), np.int64)
-        self.square = np.zeros((3, 3), np.int64)  # of the channels' products
+        self.square = np.zeros((3, 3), np.int64)  # sums of products of two channels
 
     def add(self, images: np.ndarray) -> None:
         """Adds (N, S, S, 3) uint8 images."""

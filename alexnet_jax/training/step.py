@@ -46,7 +46,7 @@ def init_state(*, recipe: Recipe) -> TrainState:
 
 
 def state_shardings(state: TrainState, recipe: Recipe) -> TrainState:
-    """The sharding of each array of a state: the velocity lies with the weights, the rest on every device."""
+    """The sharding of each array of a state: the velocity is placed like the weights, the rest on every device."""
     placement = recipe.network.placement
     params = jax.tree.map(placement.sharding, param_specs(recipe.network), is_leaf=lambda x: isinstance(x, P))
     everywhere = jax.tree.map(lambda _: placement.sharding(P()), state)
@@ -61,8 +61,8 @@ def train_step(state: TrainState, batch, statistics: Statistics, *, recipe: Reci
     """One step of gradient descent.
 
     Args:
-      state: donated.
-      batch: image (N, S, S, 3) uint8, label (N,) int32, index (N,) uint32; N as the placement spreads it.
+      state: the current state; donated.
+      batch: image (N, S, S, 3) uint8, label (N,) int32, index (N,) uint32; the placement splits N over devices.
       statistics: of the training set.
       recipe: static.
 
@@ -77,7 +77,7 @@ def train_step(state: TrainState, batch, statistics: Statistics, *, recipe: Reci
         in_specs=(specs, placement.batch, P(), P()),
         out_specs=(specs, P(), P()),
     )(state.params, batch, statistics, state.step)
-    # From here on arrays are whole again, and the compiler sees to it that each device updates what it has.
+    # From here on, arrays are global again, and the compiler makes each device update its own part.
     rates, bias_rates = ({layer: f(state, layer) for layer in state.params} for f in (recipe.rate, recipe.bias_rate))
     updates, opt_state = recipe.rule(rates, bias_rates).update(gradients, state.opt_state, state.params)
     metrics = {
@@ -93,7 +93,10 @@ def train_step(state: TrainState, batch, statistics: Statistics, *, recipe: Reci
 
 @jax.jit
 def gradient_norm(gradient_squares):
-    """The gradient's norm over all towers; kept out of the step, in which the paper's towers do not talk for this."""
+    """The gradient's norm over all towers.
+
+    It is computed outside the step, so that the towers need not exchange data for it: the paper's do not.
+    """
     return jnp.sqrt(gradient_squares.sum())
 
 
@@ -116,7 +119,7 @@ def _gradients_on_device(recipe, params, batch, statistics, step):
                 {"params": params}, images, train=True, index=part["index"], rngs={"dropout": recipe.key("dropout")}
             )  # (N, K)
             loss = cross_entropy(logits, part["label"], getattr(last, "rubbish", None)).mean()
-            # The batch's loss is the sum over all devices of what each of them differentiates.
+            # The losses that the devices differentiate add up to the batch's loss.
             return loss / (placement.mesh.size * recipe.accumulate), (loss, logits)
 
         gradients, (loss, logits) = jax.grad(loss_of, has_aux=True)(params)
@@ -132,12 +135,13 @@ def _gradients_on_device(recipe, params, batch, statistics, step):
 
 
 def _accumulate(of_part, batch, parts):
-    """The gradients' sum, and the mean loss and error, over equal parts of a batch, one after the other."""
+    """The sum of the gradients, and the mean loss and error, over equal parts of a batch, one after the other."""
     batch = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
     one = jax.eval_shape(of_part, jax.tree.map(lambda a: a[0], batch))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), one)
-    # A loop needs the memory of one part. XLA's CPU compiler is 40 times slower at a convolution's weight gradient
-    # inside of one (jax 0.10.2), so there the parts are written out: as fast as one, but no smaller.
+    # A loop needs only the memory of one part. But inside a loop, XLA's CPU compiler makes a convolution's weight
+    # gradient 40 times slower (jax 0.10.2). So on a CPU the loop is unrolled: this keeps the speed of one whole
+    # batch, but saves no memory.
     unroll = parts if jax.default_backend() == "cpu" else 1
     (gradients, loss, error), _ = lax.scan(
         lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(part)), None), zeros, batch, unroll=unroll
@@ -146,7 +150,7 @@ def _accumulate(of_part, batch, parts):
 
 
 def augmented(recipe: Recipe, batch, statistics: Statistics, step):
-    """Crop, flip, mean and colour of each image, by numbers drawn from its index (or its group's) alone.
+    """Crop, flip, mean and colour of each image, by random numbers that depend only on its index (or its group's).
 
     Args: as in train_step; step, () int32, is that of the state.
 
