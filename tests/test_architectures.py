@@ -328,7 +328,7 @@ HEAD = (Flatten(), Dense(10))
         ((Input(8, towers=2), Conv(2, 3, table=((0,), (1,))), *HEAD), "conv1: table .* of one tower"),
         ((Input(8), Flatten(), RBF(("#.",)), Dense(4)), "rbf1: RBF must be the last layer"),
         ((Input(8, towers=2), Flatten(), Dense(2), RBF(("#.",))), "rbf2: .* in a network of one tower"),
-        ((Input(8), RBF(("#.",))), r"rbf1: a RBF layer takes vectors; put Flatten\(\) before"),
+        ((Input(8), RBF(("#.",))), r"rbf1: RBF takes vectors; put Flatten\(\) before"),
     ],
 )
 def test_what_is_no_network_is_refused_by_the_layers_name(architecture, message):

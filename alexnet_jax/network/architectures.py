@@ -295,7 +295,7 @@ def check(architecture: Architecture) -> None:
             case RBF() if position < len(architecture) - 1 or towers > 1:
                 raise ValueError(f"{name}: RBF must be the last layer, in a network of one tower.")
             case Dense() | RBF() if pixels:
-                raise ValueError(f"{name}: a {type(layer).__name__} layer takes vectors; put Flatten() before it.")
+                raise ValueError(f"{name}: {type(layer).__name__} takes vectors; put Flatten() before it.")
             case Conv() | LRN() | SameMapLRN() | MaxPool() | AveragePool() | Subsample() if not pixels:
                 raise ValueError(f"{name}: {type(layer).__name__} takes maps and must stand before Flatten.")
             case LRN(n=n) | SameMapLRN(n=n) if n < 1 or n % 2 == 0:

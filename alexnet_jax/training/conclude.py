@@ -46,5 +46,6 @@ def write_report(run):
             path = report.write(run.workdir, config=run.config, data=run.data, weights=weights)
             hosts.say(f"Wrote: {path}")
     except Exception:  # the run itself is complete
-        logging.exception("report.html could not be written; python -m alexnet_jax report tries again.")
+        again = f"python -m alexnet_jax report --workdir={run.workdir}"
+        logging.exception("report.html could not be written; %s tries again.", again)
     hosts.together(lambda: None)
