@@ -40,18 +40,21 @@ def main(argv):
     # Before TensorFlow is imported, which only reads data here; and not at the top, so that --help is quick.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
-    from alexnet_jax import data, hosts
-    from alexnet_jax.errors import UsageError
-    from alexnet_jax.training import loop
+    from alexnet_jax.errors import UsageError, missing_package
 
-    data.hide_accelerators_from_tensorflow()
-    hosts.keep_compiled()
-    hosts.convolve_with_eigen()
     try:
+        from alexnet_jax import data, hosts
+        from alexnet_jax.training import loop
+
+        data.hide_accelerators_from_tensorflow()
+        hosts.keep_compiled()
+        hosts.convolve_with_eigen()
         with hosts.session(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, TIMEOUT.value):
             loop.train(CONFIG.value, WORKDIR.value)
     except (UsageError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {missing_package(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -51,3 +51,16 @@ def test_extras_that_are_named_exist_and_the_library_lists_nothing_else():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["optional-dependencies"].keys() == {"train", *EXTRAS.values()}
     assert sorted(line.split(">")[0] for line in project["dependencies"]) == ["flax", "jax", "numpy", "optax"]
+
+
+def test_main_says_which_extra_training_lacks(tmp_path):
+    program = "import runpy, sys; sys.modules['clu'] = None; runpy.run_path('main.py', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--config=configs/quickstart.py", f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "error: the package clu is not installed. Install the extra that brings it" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -78,7 +78,11 @@ def parser() -> argparse.ArgumentParser:
         "--format", choices=("stablehlo", "savedmodel"), default="stablehlo", help="for JAX, or for TensorFlow"
     )
     export.add_argument(
-        "--views", type=int, choices=(1, 5, 10), default=1, help="of an image: 5 are those of 10 that are not mirrored"
+        "--views",
+        type=int,
+        choices=(1, 5, 10),
+        default=1,
+        help="views of each image; 5 are the unmirrored views of the 10",
     )
     export.set_defaults(run=_export)
 
@@ -88,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_data_commands(commands):
-    prepare = commands.add_parser("prepare", help="make ImageNet, or images of your own, into square ones, once")
+    prepare = commands.add_parser("prepare", help="make square images of ImageNet, or of your own images, once")
     prepare.add_argument("--source", required=True, help="tfds:NAME, tars:FOLDER (ImageNet's two) or folder:FOLDER")
     prepare.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
     prepare.add_argument("--dataset", default="imagenet2012", help="the name that config.dataset will give")
@@ -114,7 +118,7 @@ def _add_data_commands(commands):
         "--duplicates",
         choices=("sample", "all", "none"),
         default="sample",
-        help="of how many images the content is compared; all reads the whole dataset once",
+        help="how many images are compared; all reads the whole dataset once",
     )
     doctor.set_defaults(run=_doctor)
 
@@ -241,5 +245,5 @@ def _export(options):
     print(f"Input: images (n, {shape}) uint8: {weights.preprocessing}")
     print(f"Output: probabilities (n, {weights.architecture[-1].units}) float32; views of an image: {options.views}")
     print(f"Classes: {weights.classes}")
-    print("Checked: of random images, one and three at a time, it gives the network's own probabilities")
+    print("Checked: for random images, one and three at a time, the file gives the same probabilities as the network")
     print(f"To use it: {export.LOADING[options.format].format(path=str(path))}")

@@ -22,7 +22,12 @@ def add(commands) -> None:
         "--save", metavar="FOLDER", help="keep the predictions of the runs there, as NAME-DIGEST-VIEWS.npz"
     )
     ensemble.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of each run")
-    ensemble.add_argument("--views", type=int, choices=(1, 5, 10), help="of an image; default: 1, then the runs' most")
+    ensemble.add_argument(
+        "--views",
+        type=int,
+        choices=(1, 5, 10),
+        help="views of each image; default: 1, and then as many as the runs allow",
+    )
     ensemble.add_argument("--split", help="instead of the runs' eval_split")
     ensemble.add_argument("--data_dir", help="instead of the runs' own")
     ensemble.add_argument(

@@ -13,12 +13,12 @@ def add(commands) -> None:
     _add_network(predict)
     predict.add_argument("--top", type=common.positive, default=5, help="classes to show of each; default 5")
     predict.add_argument("--names", help="file with the names of the classes, one a line, instead of the run's own")
-    predict.add_argument("--json", action="store_true", help="print a JSON object an image")
+    predict.add_argument("--json", action="store_true", help="print one JSON object for each image")
     predict.set_defaults(run=_predict)
 
     submit = commands.add_parser("submit", help="five classes of each test image, as ILSVRC's server takes them")
     _add_network(submit)
-    submit.add_argument("--output", required=True, help="the text file to write, a line an image")
+    submit.add_argument("--output", required=True, help="the text file to write, one line for each image")
     submit.add_argument(
         "--mapping", help="meta.mat of ILSVRC's development kit, or lines 'ILSVRC2012_ID WordNet-id'; for its classes"
     )
@@ -29,7 +29,11 @@ def _add_network(parser):
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders of images, or - for stdin")
     common.add_network(parser)
     parser.add_argument(
-        "--views", type=int, choices=(1, 5, 10), default=1, help="of an image: 5 are those of 10 that are not mirrored"
+        "--views",
+        type=int,
+        choices=(1, 5, 10),
+        default=1,
+        help="views of each image; 5 are the unmirrored views of the 10",
     )
 
 

@@ -5,7 +5,7 @@ from alexnet_jax.cli import common
 
 def add(commands) -> None:
     """Adds features, retrieve and codes to the commands."""
-    features = commands.add_parser("features", help="what a layer makes of every image of a split, as an .npz file")
+    features = commands.add_parser("features", help="a layer's output for every image of a split, as an .npz file")
     common.add_network(features)
     features.add_argument("--dataset", required=True, help="as config.dataset")
     features.add_argument("--split", default="train", help="of the data set; default train")
@@ -20,7 +20,9 @@ def add(commands) -> None:
     retrieve.add_argument("images", nargs="+", metavar="IMAGE", help="an image's file")
     common.add_network(retrieve)
     retrieve.add_argument("--index", required=True, help="what features wrote, with the same network")
-    retrieve.add_argument("--codes", help="what codes wrote: look only among the 100 images of the nearest codes")
+    retrieve.add_argument(
+        "--codes", help="a file that codes wrote: search only among the 100 images with the nearest codes"
+    )
     retrieve.add_argument("--top", type=common.positive, default=6, help="how many")
     retrieve.set_defaults(run=_retrieve)
 

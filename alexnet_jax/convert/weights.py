@@ -40,7 +40,7 @@ class Weights:
       mean_image: (S, S, 3) float32, pixels in 0..255; images have its size.
       pca: ColorPCA of the training set, or None if the source has none.
       mean_at: as in augment.means.
-      views: the most that a test may take of an image, as in errors.predict: 5 where a mirrored one is none of its
+      views: the largest number of views for a test, as in errors.predict; 5 where a mirrored image is not of its
         class.
       classes: a sentence on the order of the classes.
       source: what it was converted from.

@@ -266,7 +266,7 @@ def colours(config, data: Dataset, train: Seen) -> Findings:
     elif is_all_of_imagenet(config, data):
         yield problem("colours", f"{text}. {why} Prepare the data again.")
     else:
-        yield warning("colours", f"{text}. {why} Of a part of ImageNet that may be so: look at the images.")
+        yield warning("colours", f"{text}. {why} This may be right for a part of ImageNet: look at the images.")
 
 
 def _mean(statistics: Statistics):

@@ -24,7 +24,7 @@ NAME = "doctor.png"
 
 
 def write(run: Run, train: Seen, folder: Path) -> Findings:
-    """Writes the sheet: a row an image of the training split, as stored and as its first epochs will show it."""
+    """Writes the sheet: one row for each training image, as stored and as its first epochs will show it."""
     examples = first_examples(run, train)
     if not examples:
         return  # no image decodes, which was said
@@ -59,7 +59,7 @@ def images(run: Run, examples: list[int]) -> tuple[np.ndarray, np.ndarray]:
         index = ((epoch * count + places) % 2**32).astype(np.uint32)  # as train_batches counts
         batch = {"image": stored, "index": index}
         black = {"image": np.zeros_like(stored), "index": index}
-        # What a black image becomes is the mean as it was subtracted, wherever the crop fell.
+        # A black image becomes minus the mean that was subtracted at the place of its crop.
         image = _augmented(run.recipe, batch, run.statistics) - _augmented(without_colours, black, run.statistics)
         shown.append(np.clip(np.round(image), 0, 255).astype(np.uint8))
     return stored, np.stack(shown, 1)

@@ -23,7 +23,7 @@ TABLE_2 = {"1 CNN": (40.7, 18.2), "5 CNNs": (38.1, 16.4), "1 CNN*": (39.0, 16.6)
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A network, and what it is asked.
+    """A network, and the split that it is evaluated on.
 
     Attributes:
       network: its name, for people.
@@ -44,7 +44,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a member makes of each example of a split.
+    """The probabilities that a member gives for each example of a split.
 
     Attributes:
       member: the network and the split.
@@ -73,7 +73,7 @@ def member_of(weights: Weights, source: Source, classes: Sequence[str] | None) -
 
 
 def check(members: Sequence[Member]) -> None:
-    """Raises UsageError unless members are different networks that are asked the same."""
+    """Raises UsageError unless members are different networks, evaluated on the same examples and classes."""
     if len(members) < 2:
         raise UsageError(f"an ensemble is of 2 networks or more; here is {len(members)}. Name another.")
     first, *others = members

@@ -32,9 +32,8 @@ def count_errors(params, batch, mean_image, *, network: AlexNet, views: int, mea
       params: tree of parameters.
       batch: image (N, S, S, 3) uint8, label (N,) int32, mask (N,) bool; N as the placement spreads it.
       mean_image: (S, S, 3) float32.
-      network, views, mean_at: as in evaluate.
+      network, views, mean_at: as in predict.
     """
-
     placement = network.placement
 
     def on_device(params, batch, mean_image):
