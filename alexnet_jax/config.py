@@ -102,6 +102,7 @@ FIELDS = {
     "schedule": _SCHEDULE,
     "plateau.factor": Field(float, "a number between 0 and 1", lambda value: 0 < value < 1),
     "plateau.patience": _POSITIVE,
+    "plateau.patience_steps": _NOT_NEGATIVE,
     "plateau.drops": _NOT_NEGATIVE,
     "plateau.threshold": Field(float, "a number between 0 and 1", lambda value: 0 < value < 1),
     "mesh.tower": _free(_POSITIVE),
@@ -113,6 +114,9 @@ FIELDS = {
     "profile": _free(_FLAG),
     "report": _free(_FLAG),
 }
+
+NEWER = {"report": True, "plateau.patience_steps": 0}
+"""Fields that older runs lack, with the value that means what those runs did."""
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -21,5 +21,6 @@ def get_config():
     config.num_epochs = 15
     config.batch_size = 64
     config.plateau.patience = 3
+    config.plateau.patience_steps = 180  # nearly 3 epochs of the 4,000 images
     config.checkpoint_every_steps = 500
     return config

@@ -53,7 +53,7 @@ def train_a_step():
         momentum=0.9,
         weight_decay=5e-4,
         update_rule="paper",
-        plateau=(("factor", 0.1), ("patience", 3), ("drops", 3), ("threshold", 1e-3)),
+        plateau=(("factor", 0.1), ("patience", 3), ("patience_steps", 1), ("drops", 3), ("threshold", 1e-3)),
     )
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)

@@ -367,10 +367,28 @@ def test_changes_make_the_papers_own_networks():
 @pytest.mark.parametrize("base", ["PAPER", "SOURCE_2012", "QUICKSTART"])
 @pytest.mark.parametrize("change", networks.CHANGES)
 def test_each_change_of_a_network_has_a_name_and_can_be_built(base, change):
+    if (base, change) == ("QUICKSTART", "QUARTER"):
+        with pytest.raises(ValueError, match="no QUICKSTART_QUARTER: pool5: nothing is left"):
+            networks.named("QUICKSTART_QUARTER")
+        return
     changed = networks.named(f"{base}_{change}")
     assert changed == networks.CHANGES[change](networks.NAMED[base]) != networks.NAMED[base]
     check(changed)
     assert networks.exists(f"{base}_{change}")
+
+
+def test_a_quarter_has_a_quarter_of_the_widths_and_half_the_pixels():
+    small = networks.named("PAPER_QUARTER")
+    assert [layer.maps for layer in small if isinstance(layer, Conv)] == [24, 64, 96, 96, 64]
+    assert [layer.units for layer in small if isinstance(layer, Dense)] == [1024, 1024, 1000]
+    assert small[0] == Input(112, towers=2)
+
+
+def test_fan_in_scales_pixels_once_and_leaves_nothing_to_halve():
+    assert networks.named("PAPER_FAN_IN")[0].scale == 1 / 60
+    assert networks.named("TORCHVISION_FAN_IN")[0].scale == networks.TORCHVISION[0].scale
+    with pytest.raises(ValueError, match="no PAPER_FAN_IN_STD_HALF: its initial weights are scaled"):
+        networks.named("PAPER_FAN_IN_STD_HALF")
 
 
 def test_changes_can_be_chained():

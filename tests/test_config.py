@@ -67,6 +67,7 @@ WRONG = {  # for each field a value of another type, and one that is out of rang
     "mesh.placement": [2, "one_weird_trick"],
     "plateau.factor": ["0.1", 1.0],
     "plateau.patience": [2.0, 0],
+    "plateau.patience_steps": [2.0, -1],
     "plateau.drops": [3.0, -1],
     "plateau.threshold": [None, -1e-3, 0.0],
     "mesh.tower": ["2", 0],

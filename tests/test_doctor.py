@@ -21,10 +21,10 @@ from alexnet_jax.data import labels
 from alexnet_jax.data.batches import examples_of_step
 from alexnet_jax.data.sources import Dataset, FolderSource
 from alexnet_jax.doctor import data as checks
-from alexnet_jax.doctor import machine, sheet, speed
+from alexnet_jax.doctor import length, machine, sheet, speed
 from alexnet_jax.errors import UsageError
 from alexnet_jax.network import networks
-from alexnet_jax.training import augment, setup
+from alexnet_jax.training import augment, chance, setup
 from alexnet_jax.training.augment import ColorPCA
 from alexnet_jax.training.statistics import Statistics, Sums
 from alexnet_jax.training.step import init_state
@@ -405,6 +405,40 @@ def test_the_size_of_imagenet(train, level):
     assert found[0] == level
     assert ("a part of ImageNet, which has 1,281,167 and 50,000" in found[1]) == (level == "warning")
     assert only(checks.sizes(config_for("imagenette"), data))[0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        # 4,000 images, 64 a batch: 62.5 steps an epoch. The first evaluation is the best, the fourth drops: step 250.
+        ({"patience": 3, "patience_steps": 180}, "the rate can drop from step 250 on"),
+        # 300 steps are 4.8 epochs: the sixth evaluation, step 375.
+        ({"patience": 3, "patience_steps": 300}, "the rate can drop from step 375 on"),
+        ({"patience": 3, "patience_steps": 10_000}, "the rate does not drop in so few steps"),
+        ({"drops": 0}, "the rate never drops"),
+    ],
+)
+def test_the_first_drop_is_told_before_the_run(changes, wanted):
+    config = quickstart.get_config()
+    config.plateau.update(changes)
+    level, text = only(length.length(config, 938, 4000))
+    assert level == "ok"
+    assert "938 steps, 62.5 an epoch" in text
+    assert wanted in text
+
+
+def test_a_run_that_ends_before_such_networks_learn_is_told(monkeypatch):
+    monkeypatch.setattr(chance, "MEASURED", {"QUICKSTART": (100, "digits"), "QUICKSTART_TANH": (70, "digits")})
+    config = quickstart.get_config()
+    assert only(length.length(config, 101, 120))[0] == "ok"
+    level, text = only(length.length(config, 100, 120))  # 1.875 steps an epoch: 107 epochs are 200 steps
+    assert level == "warning"
+    assert "QUICKSTART left chance after 100 steps on digits: this run may end before" in text
+    assert "--config.num_epochs=107 or more" in text
+    assert chance.measured("QUICKSTART_TANH_NO_LRN") == (70, "digits")
+    assert chance.measured("QUICKSTARTED") is None
+    config.architecture = "PAPER"
+    assert only(length.length(config, 5, 120))[0] == "ok"
 
 
 @pytest.mark.parametrize(("fewest", "level"), [(732, "ok"), (731, "warning")])

@@ -28,7 +28,7 @@ from alexnet_jax import (
 )
 from alexnet_jax.network import networks
 from alexnet_jax.network.architectures import layer_names
-from alexnet_jax.training import optimizer
+from alexnet_jax.training import schedule
 from alexnet_jax.training import step as step_lib
 from alexnet_jax.training.augment import ColorPCA
 from alexnet_jax.training.setup import recipe_from_config
@@ -300,8 +300,8 @@ def recipe_of(config, **fields):
 
 def state_of(recipe, epoch):
     """What the rates look at in a state."""
-    schedule = optimizer.plateau_schedule(**dict(recipe.plateau)).init({})
-    return TrainState(step=jnp.int32(10 * epoch), params={}, opt_state=(), schedule=schedule)
+    plan = schedule.initial(10).replace(left_chance=jnp.int32(1))
+    return TrainState(step=jnp.int32(10 * epoch), params={}, opt_state=(), schedule=plan)
 
 
 def augmented(recipe, image, mean_image, n=64, step=0):
@@ -382,8 +382,9 @@ def plateau(config):
     """The rate after thirty evaluations without improvement."""
     recipe = recipe_of(config)
     state = state_of(recipe, 0)
-    for _ in range(30):
-        state = state.replace(schedule=adjust_rate(state, 50.0, recipe=recipe))
+    for epoch in range(30):  # of ImageNet's 10,009 steps
+        after = adjust_rate(state.replace(step=jnp.int32(10_009 * epoch)), 50.0, recipe=recipe)
+        state = state.replace(schedule=after)
     return [float(recipe.rate(state)), *rates("*", 24, 26, 52, 80)(config)]
 
 

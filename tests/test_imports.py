@@ -18,7 +18,7 @@ LEVELS = [
     {"network.networks", "network.towers"},
     {"network.model"},
     {"network.summary"},
-    {"training.augment", "training.optimizer"},
+    {"training.augment", "training.optimizer", "training.schedule"},
     {"training.statistics", "training.recipe"},
     {"training.step"},
     {"training.communication", "evaluation.errors"},
@@ -45,7 +45,7 @@ LEVELS = [
     {"inspection.report.figures"},
     {f"inspection.report.{name}" for name in FIGURES},
     {"inspection.report"},
-    {"evaluation.submission", "export", "training.outputs"},
+    {"evaluation.submission", "export", "training.outputs", "training.chance"},
     {"training.setup"},
     {"training.conclude", "evaluation.saved"},
     {"training.loop"},
@@ -54,7 +54,7 @@ LEVELS = [
     {"experiments.seeds"},
     {f"experiments.{name}" for name in EXPERIMENTS},
     {"doctor.findings"},
-    {"doctor.machine", "doctor.data", "doctor.speed"},
+    {"doctor.machine", "doctor.data", "doctor.speed", "doctor.length"},
     {"doctor.sheet"},
     {"doctor"},
     {"cli.common"},
@@ -83,7 +83,10 @@ IN_LIBRARY = {
     "__init__",
     "errors",
     "files",
-    *(f"training.{name}" for name in ("augment", "optimizer", "statistics", "recipe", "step", "communication")),
+    *(
+        f"training.{name}"
+        for name in ("augment", "optimizer", "schedule", "statistics", "recipe", "step", "communication")
+    ),
     "evaluation.errors",
     *(module for module in LEVEL if module.startswith("network")),
 }

@@ -19,7 +19,7 @@ from alexnet_jax import cli
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import UsageError
 from alexnet_jax.inspection import report
-from alexnet_jax.training import loop, setup
+from alexnet_jax.training import chance, loop, schedule, setup
 from alexnet_jax.training.checkpoint import Checkpoints
 from configs import quickstart
 
@@ -46,7 +46,7 @@ def config_for(folder, **changes):
     config = quickstart.get_config()
     config.update(dataset=f"folder:{folder}", batch_size=BATCH, eval_batch_size=10, num_steps=24, report=False)
     # An error must fall by nine tenths to count: the rate drops at the second, third and fourth evaluation.
-    config.plateau.update(patience=1, threshold=0.9)
+    config.plateau.update(patience=1, patience_steps=1, threshold=0.9)
     config.update({"checkpoint_every_steps": 3, "log_every_steps": 2, **changes})
     return config
 
@@ -66,6 +66,7 @@ def uncut(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uncut")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", functools.partial(_one_device, jax.devices))
+        patch.setattr(schedule, "LEFT", 9.0)
         return workdir, loop.train(config_for(folder), workdir)
 
 
@@ -75,15 +76,17 @@ def _one_device(devices, *arguments):
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """Runs see one device, as the processes that they are compared with do."""
+    """Runs see one device, as the processes that they are compared with do; in both, any loss is one of learning."""
     monkeypatch.setattr(jax, "devices", functools.partial(_one_device, jax.devices))
+    monkeypatch.setattr(schedule, "LEFT", 9.0)  # 24 steps are too few to leave chance, but shall have drops
 
 
 CHILD = """
 import os, signal, sys
 import jax
 from alexnet_jax import config
-from alexnet_jax.training import loop
+from alexnet_jax.training import loop, schedule
+schedule.LEFT = 9.0
 devices = jax.devices
 jax.devices = lambda *arguments: devices(*arguments)[:1]
 kill_at, workdir = int(sys.argv[1]), sys.argv[2]
@@ -147,6 +150,8 @@ def test_a_run_leaves_all_outputs(uncut):
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
     assert rates[0] == pytest.approx(0.01)
     assert rates[-1] == pytest.approx(0.01 * 0.1**2)
+    assert result["left_chance_at_step"] == 1
+    assert [line["step"] for line in lines if "left_chance" in line] == [1]
     assert "24" in {path.name for path in (workdir / "checkpoints").iterdir()}
 
 
@@ -301,6 +306,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(np.isfinite(a).all() for name, a in arrays.items() if "schedule" not in name)
 
 
+def test_a_run_that_stays_at_chance_says_so_once_and_at_its_end(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(schedule, "LEFT", 0.95)
+    monkeypatch.setattr(chance, "PATIENCE", 4)
+    for steps in (6, 8):  # and once in a run that is resumed
+        result = loop.train(config_for(folder, learning_rate=1e-9, num_steps=steps), tmp_path)
+        assert result["left_chance_at_step"] is None
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert [line.split(" the network")[0] for line in said] == [f"WARNING: after {n} steps" for n in (4, 6, 8)]
+    assert all(
+        "at chance: its loss is not below 95% of 2.301, the loss of" in line for line in said
+    )  # 96 of 10 classes
+
+
+def test_a_drop_of_the_rate_is_printed_with_its_reason(folder, tmp_path, capsys):
+    loop.train(config_for(folder, num_steps=12), tmp_path)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]
+    best = next(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "eval_" in line)
+    assert said == (
+        "step 12: the learning rate is multiplied by 0.1: the validation error has not improved on "
+        f"{best['eval_top1_error']:.2f}% (evaluations waited: 1, steps: 6)"
+    )
+
+
 def test_another_network_in_the_workdir_is_refused(folder, uncut, tmp_path):
     workdir = uncut[0]
     (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
@@ -314,8 +342,11 @@ def test_another_network_in_the_workdir_is_refused(folder, uncut, tmp_path):
 def test_what_comes_with_the_packages_is_learned(config, error, tmp_path):
     command = [sys.executable, "main.py", f"--config=configs/{config}.py", f"--workdir={tmp_path / 'run'}"]
     environment = {**os.environ, "XLA_FLAGS": ""}
-    subprocess.run([*command, f"--config.data_dir={tmp_path}"], cwd=ROOT, env=environment, check=True)
+    command.append(f"--config.data_dir={tmp_path}")
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["examples"] == 1000
     for views in {"one_view", "ten_views"} & result.keys():
         assert result[views]["top1_error"] <= error
+    assert 0 < result["left_chance_at_step"] < result["steps"] / 2
+    assert "WARNING" not in done.stdout

@@ -99,6 +99,14 @@ def test_parameters_start_as_the_layer_says():
     assert not np.array_equal(params["fc2"]["kernel"][0], params["fc2"]["kernel"][1])
 
 
+def test_weights_by_fan_in_keep_the_size_of_the_signal():
+    network = (Input(9, towers=2), Conv(512, 3, std="fan_in"), Flatten(), Dense(2000, std="fan_in"))
+    params = AlexNet(network).init(jax.random.key(1), jnp.zeros((1, 9, 9, 3)))["params"]
+    # 27 inputs of conv1 (3 x 3 x 3); 7 x 7 x 512 = 25,088 of fc2.
+    assert np.std(params["conv1"]["kernel"]) == pytest.approx((2 / 27) ** 0.5, rel=0.05)
+    assert np.std(params["fc2"]["kernel"]) == pytest.approx((2 / 25_088) ** 0.5, rel=0.01)
+
+
 def test_biases_of_the_paper_are_1_in_conv2_conv4_conv5_fc6_and_fc7():
     ones = [layer.bias for layer in PAPER if isinstance(layer, Conv | Dense)]
     assert ones == [0, 1, 0, 1, 1, 1, 1, 0]

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax.training.optimizer import plateau_schedule, update_rule, warmup
+from alexnet_jax.training.optimizer import update_rule
 
 MOMENTUM, DECAY = 0.9, 5e-4
 
@@ -139,33 +139,3 @@ def test_each_layer_may_have_a_rate_of_its_own_and_at_0_it_stands_still(rule):
     frozen, two_steps = run([0.1, 0.1, *2 * [{"conv1": 0.0, "fc2": 0.1}]]), run([0.1, 0.1, 0.0, 0.0])
     jax.tree.map(np.testing.assert_array_equal, frozen, {"conv1": two_steps["conv1"], "fc2": fast["fc2"]})
     assert not np.array_equal(fast["conv1"]["kernel"], frozen["conv1"]["kernel"])
-
-
-def test_the_rate_warms_up_in_equal_steps():
-    assert [float(warmup(4)(step)) for step in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
-    assert [float(warmup(steps)(0)) for steps in (0, 1)] == [1, 1]
-
-
-def scales(errors, **changes):
-    schedule = plateau_schedule(**{"factor": 0.1, "patience": 2, "drops": 3, "threshold": 0.01, **changes})
-    state, seen = schedule.init({"w": jnp.zeros(1)}), []
-    for error in errors:
-        _, state = schedule.update({}, state, value=error)
-        seen.append(float(state.scale))
-    return seen
-
-
-def test_the_rate_drops_when_the_error_stops_improving():
-    # 50 and 40 improve; 40 and 39.9 do not improve by a hundredth; 30 does; two of 31 do not.
-    got = scales([50, 40, 40, 39.9, 30, 31, 31, 29])
-    assert got == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
-
-
-def test_the_rate_drops_three_times_at_most():
-    assert scales([50] * 12)[-1] == pytest.approx(1e-3, rel=1e-5)
-    assert scales([50] * 12, drops=0)[-1] == 1
-
-
-def test_waiting_starts_anew_right_after_a_drop():
-    # The first 50 is the best so far; then every second one without improvement makes a drop, until there were three.
-    assert scales([50] * 9) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-3])

@@ -108,13 +108,13 @@ def test_a_metric_that_is_not_finite_is_named():
 
 def test_where_there_is_no_terminal_progress_is_plain_lines(capsys):
     progress = Progress(start=2, stop=4, batch_size=8)
-    progress.update(3, 1.5, 0.0)
-    progress.update(4, 1.25, 12.3)
+    progress.update(3, 1.5, 0.01, 0.0)
+    progress.update(4, 1.25, 0.0002, 12.3)
     progress.say("validation")
     progress.close()
     shown = capsys.readouterr()
     first, second = shown.out.splitlines()  # nothing at step 3: ten seconds are not over
-    assert first.startswith("step 4/4  loss 1.250  ")
+    assert first.startswith("step 4/4  loss 1.250  rate 0.0002  ")
     assert first.endswith(" images/s  waiting 12%  0 s left")
     assert second == "validation"
     assert shown.err == ""

@@ -353,6 +353,21 @@ def test_a_run_tested_from_one_view_alone_and_never_logged_has_its_page(tmp_path
     assert "76.9" in text["errors"]
     assert "views," not in text["errors"].replace("ten views", "")
     assert "The rate never dropped" in text["curves"]
+    assert "chance" not in text["curves"]  # a run of before 2026-11-27 does not say
+
+
+@pytest.mark.parametrize(
+    ("lines", "at", "wanted"),
+    [
+        ([{"step": 64, "left_chance": 1.0}], 64, "left chance at epoch 195"),  # 64 steps of 64 / 21 epochs
+        ([], None, "did not leave chance"),
+    ],
+)
+def test_the_page_says_when_the_run_left_chance(lines, at, wanted, tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT | {"left_chance_at_step": at}))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*METRICS, *lines]))
+    assert wanted in Page(write(tmp_path)).text["curves"]
+    assert [row["step"] for row in rows_of(tmp_path / "report" / "curves.csv")] == [str(m["step"]) for m in METRICS]
 
 
 def test_a_run_that_has_only_begun_is_told_as_such(tmp_path):

@@ -8,7 +8,7 @@ from tiny import TINY, batch_of, place, put, recipe_of, statistics_of
 
 from alexnet_jax import LENET5, QUICKSTART, AlexNet, Dense, Dropout, Flatten, Input
 from alexnet_jax.network import networks
-from alexnet_jax.training import optimizer
+from alexnet_jax.training import schedule
 from alexnet_jax.training.setup import recipe_from_config
 from alexnet_jax.training.step import TrainState, cross_entropy, gradient_norm, init_state, train_step
 from configs import alexnet
@@ -63,7 +63,7 @@ def test_the_rate_grows_with_the_batch_warms_up_and_follows_the_schedule():
     state = init_state(recipe=recipe)
     rates = [float(recipe.rate(state.replace(step=jnp.int32(step)))) for step in (0, 1, 4, 5, 100)]
     assert rates == pytest.approx([0.008, 0.016, 0.04, 0.04, 0.04])
-    dropped = state.replace(step=jnp.int32(100), schedule=state.schedule._replace(scale=jnp.float32(0.1)))
+    dropped = state.replace(step=jnp.int32(100), schedule=state.schedule.replace(scale=jnp.float32(0.1)))
     assert float(recipe.rate(dropped)) == pytest.approx(0.004)
 
 
@@ -98,9 +98,9 @@ def test_a_schedule_sets_the_rates_of_layers_and_lets_one_stand_still():
 def test_the_2012_program_s_rates_by_hand(variant, layer, rates):
     config = alexnet.get_config(variant)
     recipe = recipe_from_config(config, 10, 1280, place(architecture=networks.NAMED[config.architecture]))
-    schedule = optimizer.plateau_schedule(**dict(recipe.plateau)).init({})
+    plan = schedule.initial(10)
     for epoch, wanted in zip((1, 6, 8, 10, 23, 40, 45, 80), rates, strict=True):
-        state = TrainState(step=jnp.int32(10 * epoch), params={}, opt_state=(), schedule=schedule)
+        state = TrainState(step=jnp.int32(10 * epoch), params={}, opt_state=(), schedule=plan)
         assert float(recipe.rate(state, layer)) == pytest.approx(wanted)
 
 

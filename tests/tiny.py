@@ -59,7 +59,7 @@ def recipe_of(placement, architecture=TINY, dtype=np.float32, **changes):
         momentum=0.9,
         weight_decay=5e-4,
         update_rule="decoupled",
-        plateau=(("factor", 0.1), ("patience", 2), ("drops", 3), ("threshold", 1e-3)),
+        plateau=(("factor", 0.1), ("patience", 2), ("patience_steps", 1), ("drops", 3), ("threshold", 1e-3)),
     )
     return dataclasses.replace(recipe, **changes)
 

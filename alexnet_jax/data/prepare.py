@@ -9,6 +9,7 @@ command.txt the command that continues
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -323,7 +324,9 @@ def _finish(work, originals, shards, final):
         description=f"{work.name}: {work.image_size} x {work.image_size} pixels, {work.encoding}",
     )
     if sums.images:
-        sums.statistics().save(work.records / _STATISTICS)
+        labels = [example.label for shard in shards if shard.split == "train" for example in shard.examples]
+        label_counts = np.bincount(labels, minlength=len(originals.classes))  # with the few that do not decode
+        dataclasses.replace(sums.statistics(), label_counts=label_counts).save(work.records / _STATISTICS)
     if broken:
         _write_lines(work.records / "broken.txt", broken)
         print(f"Left out as they do not decode: {len(broken):,}, listed in {final / 'broken.txt'}")

@@ -1,5 +1,6 @@
 """One pass over a split before training: its statistics, and what is broken in it."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -17,15 +18,16 @@ def survey(source: Source, *, image_size: int, num_classes: int) -> Statistics:
     Raises:
       UsageError: names the first image that does not decode, or whose label is not in 0..num_classes-1.
     """
-    sums = Sums(image_size)
+    sums, label_counts = Sums(image_size), np.zeros(num_classes, np.int64)
     batches = eval_batches(source, batch_size=min(64, len(source)), image_size=image_size)
     with tqdm(total=len(source), desc=f"Reading {source.name}", unit=" images", mininterval=1) as bar:
         for batch in batches:
             kept = batch["mask"]
             check_labels(batch["label"][kept], num_classes, lambda i, b=batch: source.describe(int(b["index"][i])))
+            label_counts += np.bincount(batch["label"][kept], minlength=num_classes)
             sums.add(batch["image"][kept])
             bar.update(int(kept.sum()))
-    return sums.statistics()
+    return dataclasses.replace(sums.statistics(), label_counts=label_counts)
 
 
 def check_labels(labels: np.ndarray, num_classes: int, describe: Callable[[int], str]) -> None:

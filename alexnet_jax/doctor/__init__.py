@@ -5,6 +5,7 @@ machine    versions, devices, room on the disks
 data       examples, labels, colours, broken images, duplicates
 speed      whether the network waits for the images
 sheet      augmented images to look at
+length     whether the run has time to leave chance
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Literal
 from alexnet_jax import config as config_lib
 from alexnet_jax import convert
 from alexnet_jax.doctor import data as data_checks
-from alexnet_jax.doctor import machine, sheet, speed
+from alexnet_jax.doctor import length, machine, sheet, speed
 from alexnet_jax.doctor.findings import Finding, Findings, ok, problem
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import setup
@@ -81,6 +82,7 @@ def _all(config, workdir, output, duplicates) -> Findings:
 
 def _about_data(config, data, train, evaluation, duplicates):
     yield from data_checks.sizes(config, data)
+    yield from length.length(config, setup.num_steps(config, len(data.train)), len(data.train))
     num_classes = config.num_classes or data.num_classes
     for seen in (train, evaluation):
         yield from data_checks.broken(seen)

@@ -29,8 +29,9 @@ class Conv:
 
     `sees` says whether a kernel sees the maps of its own tower ("own") or of all towers ("all").
     `padding` is one number of pixels for all four sides, or a pair (before, after).
-    Weights start from N(0, std^2), biases at `bias`. A `table` has one entry for each output map, with
-    the numbers of the input maps that it sees. Without a table, an output map sees all input maps.
+    Weights start from N(0, std^2), biases at `bias`. The std "fan_in" is sqrt(2 / n) for n weights of a kernel: a layer
+    with ReLU then keeps the size of its input's signal (He et al. 2015). A `table` has one entry for each output map,
+    with the numbers of the input maps that it sees. Without a table, an output map sees all input maps.
     """
 
     maps: int
@@ -39,7 +40,7 @@ class Conv:
     padding: int | tuple[int, int] = 0
     sees: Literal["own", "all"] = "own"
     bias: float = 0.0
-    std: float = 0.01
+    std: float | Literal["fan_in"] = 0.01
     table: tuple[tuple[int, ...], ...] | None = None
 
 
@@ -50,7 +51,7 @@ class Dense:
     units: int
     sees: Literal["own", "all"] = "all"
     bias: float = 0.0
-    std: float = 0.01
+    std: float | Literal["fan_in"] = 0.01
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ weights (T, I, O/T), biases (T, O/T). Activations are a list with one array for 
 """
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -131,7 +132,8 @@ class _Weights(nn.Module):
         if tabled := isinstance(layer, Conv) and layer.table is not None:
             seen = [(i, o) for o, entry in enumerate(layer.table) for i in entry]
             shape = (self.local, *window, len(seen))  # one kernel for each connection in the table
-        kernel = self.param("kernel", nn.initializers.normal(layer.std), shape).astype(self.dtype)
+        std = math.sqrt(2 / (math.prod(shape[1:]) / self.outputs)) if layer.std == "fan_in" else layer.std
+        kernel = self.param("kernel", nn.initializers.normal(std), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.constant(layer.bias), (self.local, self.outputs)).astype(self.dtype)
         if tabled:
             whole = jnp.zeros((self.local, *window, inputs, self.outputs), self.dtype)

@@ -260,7 +260,31 @@ def six_conv(architecture: Architecture) -> Architecture:
     return (*architecture[:behind], dataclasses.replace(last, sees="all"), ReLU(), *architecture[behind:])
 
 
+def fan_in(architecture: Architecture) -> Architecture:
+    """Makes a network learn on few images: initial weights scaled to the inputs of each layer (see Conv.std).
+
+    Pixels, which lie about 60 levels from their mean, are divided by 60 if the network does not scale them already.
+    """
+    scale = architecture[0].scale
+    return replace(replace(architecture, Conv | Dense, std="fan_in"), Input, scale=1 / 60 if scale == 1.0 else scale)
+
+
+def quarter(architecture: Architecture) -> Architecture:
+    """A quarter of the maps and neurons, and half the pixels a side; PAPER's pools then give 13, 6 and 2 pixels."""
+    narrow = [
+        dataclasses.replace(layer, maps=layer.maps // 4)
+        if isinstance(layer, Conv)
+        else dataclasses.replace(layer, units=layer.units // 4)
+        if isinstance(layer, Dense)
+        else layer
+        for layer in architecture[:-1]
+    ]
+    return replace((*narrow, architecture[-1]), Input, size=architecture[0].size // 2)
+
+
 def _times_std(architecture, factor):
+    if any(getattr(layer, "std", None) == "fan_in" for layer in architecture):
+        raise ValueError("its initial weights are scaled to the inputs of each layer, and have no std of their own.")
     return tuple(
         dataclasses.replace(layer, std=factor * layer.std) if isinstance(layer, Conv | Dense) else layer
         for layer in architecture
@@ -282,6 +306,8 @@ CHANGES = {
     "NO_CROSS": lambda architecture: replace(architecture, Conv, sees="own"),  # towers meet in the dense layers only
     "ONE_GPU": one_gpu,
     "SIX_CONV": six_conv,
+    "FAN_IN": fan_in,
+    "QUARTER": quarter,
     "BIAS_0": lambda architecture: replace(architecture, Conv | Dense, bias=0.0),
     "STD_HALF": functools.partial(_times_std, factor=0.5),
     "STD_DOUBLE": functools.partial(_times_std, factor=2.0),

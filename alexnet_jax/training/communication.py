@@ -61,7 +61,7 @@ def collectives(architecture: Architecture, placement: towers.Placement, batch_s
         network=AlexNet(architecture, placement=placement), seed=0, mean_at="crop", crop=False, flip=False, group=1,
         pca_std=0.0, pca_scale="eigenvalue", pca_rescale=False, pca_steps=0, accumulate=1, learning_rate=0.01,
         warmup_steps=0, schedule=(), momentum=0.9, weight_decay=0.0, update_rule="decoupled",
-        plateau=(("factor", 0.1), ("patience", 1), ("drops", 1), ("threshold", 0.1)),
+        plateau=(),
     )  # fmt: skip
     state = jax.eval_shape(lambda: init_state(recipe=recipe))
     batch = {

@@ -7,7 +7,7 @@ from absl import logging
 
 from alexnet_jax import convert, hosts
 from alexnet_jax.evaluation.errors import errors_table, views_by_name
-from alexnet_jax.training import outputs
+from alexnet_jax.training import chance, outputs, schedule
 from alexnet_jax.training.setup import Run
 from alexnet_jax.training.step import TrainState
 
@@ -27,12 +27,16 @@ def conclude(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm
         "examples_seen_in_training": int(state.step) * run.config.batch_size,
         "steps": int(state.step),
         "epochs": round(int(state.step) * run.config.batch_size / len(run.data.train), 4),
+        "left_chance_at_step": int(state.schedule.left_chance) or None,
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
         "seconds": round(seconds, 1),
     }
     if jax.process_index() == 0:
         outputs.write_result(run.workdir, result)
     hosts.say(errors_table(f"{run.config.architecture}, {run.data.evaluation.name}", errors))
+    if float(state.schedule.loss) >= schedule.LEFT * run.chance:
+        ever = result["left_chance_at_step"] is not None
+        hosts.say(chance.warning(result["steps"], run.config, run.chance, ever=ever))
     return result
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from clu import parameter_overview, periodic_actions
 
 from alexnet_jax import hosts
 from alexnet_jax.evaluation.errors import Errors
-from alexnet_jax.training import outputs
+from alexnet_jax.training import chance, outputs
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.conclude import conclude, write_report
 from alexnet_jax.training.outputs import Journal
@@ -93,7 +94,8 @@ def fit(
     start, config, placement = int(state.step), run.config, run.recipe.network.placement
     progress = outputs.Progress(start=start, stop=run.stop, batch_size=config.batch_size)
     writer = outputs.make_writer(run.workdir, start)
-    journal = Journal(progress, writer, config.log_every_steps, config.batch_size, notes.get("begun", ()))
+    tell = functools.partial(chance.tell, config, run.chance, progress.say, writer.write_scalars)
+    journal = Journal(progress, writer, config.log_every_steps, config.batch_size, notes.get("begun", ()), look_at=tell)
     profile = _profile(run.workdir, start)
     with contextlib.closing(progress), contextlib.closing(writer):
         if notes["validation_due"]:
@@ -150,5 +152,18 @@ def validate(
     writer.write_scalars(step, {f"eval_{name}": value for name, value in dataclasses.asdict(errors).items()})
     progress.say(f"step {step}: validation top-1 {errors.top1_error:.2f}%, top-5 {errors.top5_error:.2f}%")
     if adjust:
-        state = state.replace(schedule=adjust_rate(state, errors.top1_error, recipe=run.recipe))
+        after = adjust_rate(state, errors.top1_error, recipe=run.recipe)
+        _tell_drop(run, state, after, progress)
+        state = state.replace(schedule=after)
     return state, errors
+
+
+def _tell_drop(run, state, after, progress):
+    before, now = (float(schedule.scale) for schedule in (state.schedule, after))
+    if now < 0.99 * before:  # the least rate is rounded
+        waited = int(state.step) - int(state.schedule.since)
+        progress.say(
+            f"step {int(state.step)}: the learning rate is multiplied by {now / before:.3g}: the validation error has "
+            f"not improved on {float(after.best):.2f}% (evaluations waited: {int(state.schedule.evaluations) + 1}, "
+            f"steps: {waited})"
+        )

@@ -1,4 +1,4 @@
-"""The update rule and the schedule of its rate (paper, section 5)."""
+"""The update rule (paper, section 5)."""
 
 import functools
 from typing import Literal, get_args
@@ -93,24 +93,3 @@ def _with_rates(rate, bias_rate, f):
 def _named(name, params):
     """A tree of booleans: whether each parameter has this name."""
     return jax.tree_util.tree_map_with_path(lambda path, _: bool(path) and path[-1].key == name, params)
-
-
-def warmup(steps: int) -> optax.Schedule:
-    """The rate's multiplier at the start: 1/steps in the first step, growing linearly to 1 (Goyal et al. 2017)."""
-    return optax.linear_schedule(1 / steps, 1.0, steps - 1) if steps > 1 else optax.constant_schedule(1.0)
-
-
-def plateau_schedule(*, factor: float, patience: int, drops: int, threshold: float):
-    """The rate's multiplier, which is multiplied by `factor` whenever the validation error stops improving.
-
-    Its state holds the multiplier in `scale`; `update({}, state, value=error)` adds one error.
-
-    Args:
-      factor: the paper's 0.1.
-      patience: number of evaluations in a row without improvement before the rate drops.
-      drops: largest number of drops; the paper's 3.
-      threshold: smallest improvement that counts, as a share of the best error so far.
-    """
-    return optax.contrib.reduce_on_plateau(
-        factor=factor, patience=patience, rtol=threshold, cooldown=0, min_scale=factor**drops
-    )

@@ -65,7 +65,10 @@ def make_writer(workdir: Path, step: int) -> metric_writers.MetricWriter:
 
 
 class Progress:
-    """A bar on a terminal, else a line every ten seconds: loss, images/s, % of time waiting for data, time left."""
+    """A bar on a terminal, else a line every ten seconds.
+
+    It shows the loss, the learning rate, images/s, the % of the time spent waiting for data, and the time left.
+    """
 
     def __init__(self, *, start: int, stop: int, batch_size: int):
         silent = True if jax.process_index() else None  # None: on a terminal only
@@ -74,11 +77,11 @@ class Progress:
         self._told_at = self._began = time.monotonic()
         self._first = start
 
-    def update(self, step: int, loss: float, waiting: float) -> None:
+    def update(self, step: int, loss: float, rate: float, waiting: float) -> None:
         """Shows that `step` steps are done; `waiting`: % of the time in which the device waited for data."""
         now = time.monotonic()
         images_per_second = (step - self._first) * self._batch_size / max(now - self._began, 1e-9)
-        shown = f"loss {loss:.3f}  {images_per_second:.0f} images/s  waiting {waiting:.0f}%"
+        shown = f"loss {loss:.3f}  rate {rate:.3g}  {images_per_second:.0f} images/s  waiting {waiting:.0f}%"
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update(1)
         if self._bar.disable and (now - self._told_at > 10 or step == self._stop):
@@ -100,9 +103,10 @@ class Progress:
 class Journal:
     """Collects the metrics of steps. It fetches them one step late, so that the device never waits for it."""
 
-    def __init__(self, progress, writer, every_steps, batch_size, begun=()):
+    def __init__(self, progress, writer, every_steps, batch_size, begun=(), look_at=lambda step, metrics: None):
         self._pending = collections.deque()
         self._progress, self._writer, self._every_steps, self._batch_size = progress, writer, every_steps, batch_size
+        self._look_at = look_at  # called with each step and its metrics, on the host
         self.begun = list(begun)  # (loss, error) of each step since the last line; a resumed run gets them back
         self._steps, self._since = 0, time.monotonic()  # since the last line, in this process
         self.waited = 0.0  # seconds in which the device waited for data, since the last line
@@ -146,7 +150,8 @@ class Journal:
         self._steps += 1
         seconds = time.monotonic() - self._since
         waiting = 100 * self.waited / seconds
-        self._progress.update(step, float(metrics["loss"]), waiting)
+        self._progress.update(step, float(metrics["loss"]), float(metrics["learning_rate"]), waiting)
+        self._look_at(step, metrics)
         if step % self._every_steps == 0:
             loss, error = np.mean(self.begun, axis=0)
             scalars = {

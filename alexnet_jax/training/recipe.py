@@ -8,6 +8,7 @@ import optax
 
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.training import augment, optimizer
+from alexnet_jax.training.schedule import warmup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Recipe:
     momentum: float
     weight_decay: float
     update_rule: optimizer.Rule
-    plateau: tuple[tuple[str, float], ...]  # arguments of optimizer.plateau_schedule
+    plateau: tuple[tuple[str, float], ...]  # arguments of schedule.after_evaluation
 
     def key(self, use: str) -> jax.Array:
         """The random key for "init", "augment" or "dropout"."""
@@ -50,7 +51,7 @@ class Recipe:
             for step, scheduled, value in self.schedule:
                 if scheduled == name:
                     rate = jnp.where(state.step >= step, value, rate)
-        return rate * optimizer.warmup(self.warmup_steps)(state.step) * state.schedule.scale
+        return rate * warmup(self.warmup_steps)(state.step) * state.schedule.scale
 
     def bias_rate(self, state, layer: str):
         """The learning rate of a layer's biases.
@@ -61,5 +62,5 @@ class Recipe:
         rate = self.rate(state, layer)
         if self.update_rule != "source2012":
             return rate
-        warm = optimizer.warmup(self.warmup_steps)(state.step)
+        warm = warmup(self.warmup_steps)(state.step)
         return jnp.where(rate == 0, 0.0, optimizer.BIAS * self.learning_rate * warm)

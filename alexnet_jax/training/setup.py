@@ -23,6 +23,7 @@ from alexnet_jax.network.model import AlexNet
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.pretrained import check_pretrained
 from alexnet_jax.training.recipe import Recipe
+from alexnet_jax.training.schedule import chance_loss
 from alexnet_jax.training.statistics import Statistics
 from alexnet_jax.training.step import TrainState, init_state, state_shardings
 
@@ -37,6 +38,7 @@ class Run:
     data: sources.Dataset
     statistics: Statistics | None  # None only within set_up
     stop: int  # the last step
+    chance: float | None = None  # the loss at chance in nats; None only within set_up
     pretrained: convert.Weights | None = None  # initial weights of all layers but the last
 
     def ends_epoch(self, step: int) -> bool:
@@ -103,9 +105,10 @@ def set_up(config, workdir: Path, *, training: bool = True) -> Run:
     if training and jax.process_index() == 0:
         write_whole(workdir / "classes.json", json.dumps(run.data.class_names))
         config_lib.save(config, workdir / "config.json")
+    chance = float(chance_loss(statistics.label_counts, run.recipe.network.architecture[-1].units))
     # Sent to every device once, not with each batch.
     statistics = jax.device_put(statistics, run.recipe.network.placement.sharding(PartitionSpec()))
-    return dataclasses.replace(run, statistics=statistics, pretrained=pretrained)
+    return dataclasses.replace(run, statistics=statistics, chance=chance, pretrained=pretrained)
 
 
 def _open(config, workdir, training):
@@ -242,7 +245,9 @@ def config_of(workdir: Path) -> config_lib.ml_collections.ConfigDict:
     if not saved.exists():
         raise UsageError(f"{workdir} holds no run: it has no config.json. Give the --workdir of a run of main.py.")
     config = config_lib.load(saved)
-    config.report = config.get("report", True)  # a newer field, which does not affect the results
+    for name, value in config_lib.NEWER.items():
+        if name not in config_lib.flatten(config):
+            config.update_from_flattened_dict({name: value})
     if missing := config_lib.FIELDS.keys() - config_lib.flatten(config).keys():
         raise UsageError(
             f"{workdir} holds a run of another version of this program: its config lacks {', '.join(sorted(missing))}. "

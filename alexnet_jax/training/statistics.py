@@ -1,4 +1,4 @@
-"""The mean image and the colour PCA of a training set (paper, sections 2 and 4.1)."""
+"""The mean image, the colour PCA and the class sizes of a training set (paper, sections 2 and 4.1)."""
 
 import dataclasses
 import io
@@ -16,29 +16,34 @@ from alexnet_jax.training.augment import ColorPCA, color_pca_from_sums
 class Statistics:
     """mean_image: (S, S, 3) float, pixels in 0..255; pca: ColorPCA of pixels in [0, 1].
 
+    label_counts: (K,) number of images of each class, or None if it is not known.
     Float64 in files, float32 on devices.
     """
 
     mean_image: jax.Array
     pca: ColorPCA
+    label_counts: jax.Array | None = None
 
     def save(self, path: Path) -> None:
         """Writes an .npz file, completely or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = io.BytesIO()
-        np.savez(
-            arrays,
-            mean_image=self.mean_image,
-            eigenvectors=self.pca.eigenvectors,
-            eigenvalues=self.pca.eigenvalues,
-        )
-        write_whole(path, arrays.getvalue())
+        arrays = {
+            "mean_image": self.mean_image,
+            "eigenvectors": self.pca.eigenvectors,
+            "eigenvalues": self.pca.eigenvalues,
+        }
+        if self.label_counts is not None:
+            arrays["label_counts"] = self.label_counts
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        write_whole(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
         """Reads what save wrote."""
         with np.load(path) as arrays:
-            return cls(arrays["mean_image"], ColorPCA(arrays["eigenvectors"], arrays["eigenvalues"]))
+            pca = ColorPCA(arrays["eigenvectors"], arrays["eigenvalues"])
+            return cls(arrays["mean_image"], pca, arrays.get("label_counts"))
 
 
 class Sums:

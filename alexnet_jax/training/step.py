@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.network import towers
 from alexnet_jax.network.model import param_specs
-from alexnet_jax.training import augment, optimizer
+from alexnet_jax.training import augment, schedule
 from alexnet_jax.training.recipe import Recipe
+from alexnet_jax.training.schedule import ScheduleState
 from alexnet_jax.training.statistics import Statistics
 
 
@@ -20,14 +21,14 @@ from alexnet_jax.training.statistics import Statistics
 class TrainState:
     """All that changes in training.
 
-    step: () int32, steps done. params: tree of float32, towers first. opt_state: the
-    velocity. schedule: state of the plateau schedule, whose `scale` multiplies the rate.
+    step: () int32, steps done. params: tree of float32, towers first. opt_state: the velocity.
+    schedule: state of the learning rate's schedule, whose `scale` multiplies the rate.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
-    schedule: optax.contrib.ReduceLROnPlateauState
+    schedule: ScheduleState
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
@@ -40,7 +41,7 @@ def init_state(*, recipe: Recipe) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=recipe.rule().init(params),
-        schedule=optimizer.plateau_schedule(**dict(recipe.plateau)).init(params),
+        schedule=schedule.initial(whole.architecture[-1].units),
     )
     return lax.with_sharding_constraint(state, state_shardings(state, recipe))
 
@@ -67,7 +68,7 @@ def train_step(state: TrainState, batch, statistics: Statistics, *, recipe: Reci
       recipe: static.
 
     Returns:
-      The next state, and metrics: loss in nats, error (top-1, in %), learning_rate, and
+      The next state, and metrics: loss in nats, error (top-1, in %), learning_rate, left_chance (the state's), and
       gradient_squares (T,), the sum of the squared gradients of each tower.
     """
     placement, specs = recipe.network.placement, param_specs(recipe.network)
@@ -80,14 +81,17 @@ def train_step(state: TrainState, batch, statistics: Statistics, *, recipe: Reci
     # From here on, arrays are global again, and the compiler makes each device update its own part.
     rates, bias_rates = ({layer: f(state, layer) for layer in state.params} for f in (recipe.rate, recipe.bias_rate))
     updates, opt_state = recipe.rule(rates, bias_rates).update(gradients, state.opt_state, state.params)
+    chance = schedule.chance_loss(statistics.label_counts, recipe.network.architecture[-1].units)
+    plan = schedule.after_step(state.schedule, loss, state.step + 1, chance)
     metrics = {
         "loss": loss,
         "error": error,
         "learning_rate": recipe.rate(state),
+        "left_chance": plan.left_chance,
         "gradient_squares": sum(jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradients)),
     }
     params = optax.apply_updates(state.params, updates)
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, schedule=plan)
     return lax.with_sharding_constraint(state, state_shardings(state, recipe)), metrics
 
 
@@ -181,7 +185,6 @@ def augmented(recipe: Recipe, batch, statistics: Statistics, step):
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
-def adjust_rate(state: TrainState, error, *, recipe: Recipe) -> optax.contrib.ReduceLROnPlateauState:
+def adjust_rate(state: TrainState, error, *, recipe: Recipe) -> ScheduleState:
     """The schedule after one more validation error (in %)."""
-    _, schedule = optimizer.plateau_schedule(**dict(recipe.plateau)).update({}, state.schedule, value=error)
-    return schedule
+    return schedule.after_evaluation(state.schedule, error, state.step, **dict(recipe.plateau))

@@ -14,10 +14,11 @@ SIZE = (5.2, 3.3)  # inches; letters can still be read on a phone
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """The charts, and the epochs at which the rate had dropped."""
+    """The charts, the epochs at which the rate dropped, and the epoch at which the run left chance, if it is known."""
 
     charts: list[Chart]
     drops: list[float]
+    left_chance: float | None
 
 
 def make(metrics: Path, steps_per_epoch: float, folder: Path) -> Curves | None:
@@ -25,7 +26,11 @@ def make(metrics: Path, steps_per_epoch: float, folder: Path) -> Curves | None:
     lines = read(metrics)
     if not lines:
         return None
-    rows = [[line["step"], line["step"] / steps_per_epoch, *(line.get(c, "") for c in COLUMNS)] for line in lines]
+    rows = [
+        [line["step"], line["step"] / steps_per_epoch, *(line.get(c, "") for c in COLUMNS)]
+        for line in lines
+        if line.keys() & set(COLUMNS)
+    ]
     figures.write_csv(folder / "curves.csv", ["step", "epoch", *COLUMNS], rows)
     drops = [step / steps_per_epoch for step in drops_of(lines)]
 
@@ -34,8 +39,9 @@ def make(metrics: Path, steps_per_epoch: float, folder: Path) -> Curves | None:
         return tuple(zip(*points, strict=True)) or ((), ())
 
     curves = {name: curve(name) for name in COLUMNS}
-    charts = [_loss(curves, drops, folder), _error(curves, drops, folder), _rate(curves, drops, folder)]
-    return Curves(charts, drops)
+    left = next((line["step"] / steps_per_epoch for line in lines if "left_chance" in line), None)
+    charts = [draw(curves, drops, left, folder) for draw in (_loss, _error, _rate)]
+    return Curves(charts, drops, left)
 
 
 def read(metrics: Path) -> list[dict]:
@@ -57,9 +63,9 @@ def drops_of(lines: list[dict]) -> list[int]:
     return drops
 
 
-def _loss(curves, drops, folder):
+def _loss(curves, drops, left, folder):
     def draw(figure):
-        axis = _axis(figure, "loss (nats)", drops)
+        axis = _axis(figure, "loss (nats)", drops, left)
         axis.plot(*curves["train_loss"], color="C1", lw=1, label="training")
         axis.plot(*curves["eval_loss"], color="C0", marker="o", ms=4, label="validation")
         axis.set_ylim(bottom=0)
@@ -68,9 +74,9 @@ def _loss(curves, drops, folder):
     return figures.chart(draw, SIZE, "Loss in nats over the epochs, training and validation.", folder / "loss.png")
 
 
-def _error(curves, drops, folder):
+def _error(curves, drops, left, folder):
     def draw(figure):
-        axis = _axis(figure, "error (%)", drops)
+        axis = _axis(figure, "error (%)", drops, left)
         axis.plot(*curves["train_error"], color="C2", lw=0.8, label="training, as it goes")
         axis.plot(*curves["eval_top1_error"], color="C0", marker="o", ms=4, label="validation, top-1")
         axis.plot(*curves["eval_top5_error"], color="C0", marker="s", ms=4, ls="--", label="validation, top-5")
@@ -81,12 +87,12 @@ def _error(curves, drops, folder):
     return figures.chart(draw, SIZE, alt, folder / "error.png")
 
 
-def _rate(curves, drops, folder):
+def _rate(curves, drops, left, folder):
     epochs, rates = curves["learning_rate"]
     above = [rate for rate in rates if rate > 0] or [1.0]
 
     def draw(figure):
-        axis = _axis(figure, "learning rate (log scale)", drops)
+        axis = _axis(figure, "learning rate (log scale)", drops, left)
         axis.plot(epochs, [rate or math.nan for rate in rates], color="C0", drawstyle="steps-pre")
         axis.set_yscale("log")
         axis.set_ylim(10 ** math.floor(math.log10(min(above)) - 0.1), 10 ** math.ceil(math.log10(max(above)) + 0.1))
@@ -96,10 +102,12 @@ def _rate(curves, drops, folder):
     return figures.chart(draw, SIZE, "Learning rate over the epochs, on a log scale.", folder / "rate.png")
 
 
-def _axis(figure, label, drops):
+def _axis(figure, label, drops, left):
     axis = figure.subplots()
     axis.set(xlabel="epoch", ylabel=label)
     axis.grid(axis="y")
     for k, epoch in enumerate(drops):
         axis.axvline(epoch, color="C2", ls=":", lw=1.2, label="" if k else "rate dropped")
+    if left is not None:
+        axis.axvline(left, color="C1", ls="--", lw=1, label="left chance")
     return axis

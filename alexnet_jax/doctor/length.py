@@ -1,0 +1,44 @@
+"""The length of the run: whether it has time to leave chance, and when the learning rate can drop."""
+
+import math
+
+from alexnet_jax.doctor.findings import Findings, ok, warning
+from alexnet_jax.training import chance
+
+
+def length(config, steps: int, examples: int) -> Findings:
+    """Steps of an epoch and of the run, the first possible drop of the rate, and the steps to leave chance.
+
+    Args:
+      config: of the run.
+      steps: number of steps of the run.
+      examples: number of training images.
+    """
+    per_epoch = examples / config.batch_size
+    text = f"{steps:,} steps, {per_epoch:,.1f} an epoch; {_drops(config, per_epoch, steps)}"
+    known = chance.measured(config.architecture)
+    if known is None:
+        yield ok("length", f"{text}; how many steps {config.architecture} needs to leave chance was not measured")
+        return
+    text += f"; {config.architecture} left chance after {known[0]:,} steps on {known[1]}"
+    if steps > known[0]:
+        yield ok("length", text)
+    else:
+        epochs = math.ceil(2 * known[0] / per_epoch)
+        yield warning(
+            "length",
+            f"{text}: this run may end before it learns. Set --config.num_epochs={epochs} or more, a smaller "
+            "--config.batch_size, or start from trained weights (--config.pretrained).",
+        )
+
+
+def _drops(config, per_epoch, steps):
+    plateau = config.plateau
+    if not plateau.drops:
+        return "the rate drops by config.schedule" if config.schedule else "the rate never drops"
+    # The first evaluation is the best; the others do not improve.
+    evaluations = 1 + max(plateau.patience, math.ceil(plateau.patience_steps / per_epoch))
+    first = math.ceil(evaluations * per_epoch)
+    if first > steps:
+        return "the rate does not drop in so few steps"
+    return f"the rate can drop from step {first:,} on"
