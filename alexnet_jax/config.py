@@ -109,13 +109,14 @@ FIELDS = {
     "mesh.placement": _free(_one_of("towers", "weird_trick")),
     "eval_batch_size": _free(_POSITIVE),
     "views": _free(Field(int, "1, 5 or 10", lambda value: value in (1, 5, 10))),
+    "eval_every_steps": _NOT_NEGATIVE,
     "checkpoint_every_steps": _free(_POSITIVE),
     "log_every_steps": _free(_POSITIVE),
     "profile": _free(_FLAG),
     "report": _free(_FLAG),
 }
 
-NEWER = {"report": True, "plateau.patience_steps": 0}
+NEWER = {"report": True, "plateau.patience_steps": 0, "eval_every_steps": 0}
 """Fields that older runs lack, with the value that means what those runs did."""
 
 

@@ -112,19 +112,20 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.weight_decay = 5e-4
     config.update_rule = "decoupled"  # or "paper": the decay inside the velocity; or "source2012", "lars"
     config.schedule = ()  # (epoch, layer, rate): from this epoch, in place of learning_rate; "*": layers not named
-    # Lowers the rate when the validation error, measured once an epoch, stops improving: after `patience` evaluations
+    # Lowers the rate when the validation error stops improving: after `patience` evaluations
     # and `patience_steps` steps, and not before the network has left chance. The paper gives no patience.
     config.plateau = ConfigDict({"factor": 0.1, "patience": 5, "patience_steps": 1000, "drops": 3, "threshold": 1e-3})
 
     # Evaluation (sections 4.1 and 6)
     config.eval_batch_size = 128
+    config.eval_every_steps = 0  # steps from one evaluation to the next; 0: at the end of each epoch
     config.views = 10  # of an image, at the end of the run; or 5, without mirrored views (digits); or 1
 
     # Machine. mesh.tower=2 puts the two towers on two devices (section 3.2).
     config.mesh = ConfigDict()
     config.mesh.tower = 1
     config.mesh.placement = "towers"  # or "weird_trick" (Krizhevsky 2014), for more than two devices
-    config.checkpoint_every_steps = 1000  # also at the end of each epoch
+    config.checkpoint_every_steps = 1000  # also at each evaluation
     config.log_every_steps = 20
     config.profile = False  # trace the steps 10 to 15 after the start, for TensorBoard's profiler
     config.report = True  # write report.html when the run ends

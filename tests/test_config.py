@@ -12,12 +12,12 @@ from alexnet_jax.config import FIELDS
 from alexnet_jax.errors import UsageError
 from alexnet_jax.network import networks, towers
 from alexnet_jax.training import augment, optimizer
-from configs import alexnet, cifar10, imagenette, lenet5, quickstart
+from configs import alexnet, cifar10, folder, imagenette, lenet5, quickstart
 
 CONFIGS = {
     **{
         f"{module.__name__.removeprefix('configs.')}:{variant}": lambda m=module, v=variant: m.get_config(v)
-        for module in (alexnet, cifar10, lenet5)
+        for module in (alexnet, cifar10, folder, lenet5)
         for variant in module.VARIANTS
     },
     "imagenette": imagenette.get_config,
@@ -74,6 +74,7 @@ WRONG = {  # for each field a value of another type, and one that is out of rang
     "eval_batch_size": [1e2, 0],
     "views": ["10", 2],
     "checkpoint_every_steps": [None, 0],
+    "eval_every_steps": [None, -1, 2.0],
     "log_every_steps": [20.0, 0],
     "profile": [0],
     "report": ["yes"],

@@ -416,10 +416,13 @@ def test_the_size_of_imagenet(train, level):
         ({"patience": 3, "patience_steps": 300}, "the rate can drop from step 375 on"),
         ({"patience": 3, "patience_steps": 10_000}, "the rate does not drop in so few steps"),
         ({"drops": 0}, "the rate never drops"),
+        # Evaluations at 100, 200, ...; 180 steps after the first of them is the third.
+        ({"patience": 1, "patience_steps": 180, "eval_every_steps": 100}, "the rate can drop from step 300 on"),
     ],
 )
 def test_the_first_drop_is_told_before_the_run(changes, wanted):
     config = quickstart.get_config()
+    config.eval_every_steps = changes.pop("eval_every_steps", 0)
     config.plateau.update(changes)
     level, text = only(length.length(config, 938, 4000))
     assert level == "ok"

@@ -319,6 +319,14 @@ def test_a_run_that_stays_at_chance_says_so_once_and_at_its_end(folder, tmp_path
     )  # 96 of 10 classes
 
 
+def test_evaluations_may_come_at_other_steps_than_the_ends_of_epochs(folder, tmp_path):
+    loop.train(config_for(folder, eval_every_steps=4, num_steps=9), tmp_path)  # six steps an epoch
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_top1_error" in line] == [4, 8, 9]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 9
+
+
 def test_a_drop_of_the_rate_is_printed_with_its_reason(folder, tmp_path, capsys):
     loop.train(config_for(folder, num_steps=12), tmp_path)
     (said,) = [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]

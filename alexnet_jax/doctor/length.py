@@ -36,9 +36,10 @@ def _drops(config, per_epoch, steps):
     plateau = config.plateau
     if not plateau.drops:
         return "the rate drops by config.schedule" if config.schedule else "the rate never drops"
+    interval = config.eval_every_steps or per_epoch
     # The first evaluation is the best; the others do not improve.
-    evaluations = 1 + max(plateau.patience, math.ceil(plateau.patience_steps / per_epoch))
-    first = math.ceil(evaluations * per_epoch)
+    evaluations = 1 + max(plateau.patience, math.ceil(plateau.patience_steps / interval))
+    first = math.ceil(evaluations * interval)
     if first > steps:
         return "the rate does not drop in so few steps"
     return f"the rate can drop from step {first:,} on"

@@ -28,7 +28,7 @@ def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict
     Args:
       config: ConfigDict as in configs/alexnet.py.
       workdir: folder for all outputs; created if it does not exist.
-      until: called after each epoch, when the epoch's lines are in metrics.jsonl. If it returns True, the run ends.
+      until: called after each evaluation, when its lines are in metrics.jsonl. If it returns True, the run ends.
 
     Returns:
       The contents of result.json; empty if SIGTERM stopped the run (its state is saved).
@@ -86,7 +86,7 @@ def fit(
       state: of the step to continue from.
       checkpoints: of the workdir.
       sigterm: says when the loop must save and return.
-      notes: of the checkpoint: `validation_due`, whether the epoch that `state` ends must still be evaluated; `begun`,
+      notes: of the checkpoint: `validation_due`, whether `state` must still be evaluated; `begun`,
         the losses and errors of the steps that are not yet in metrics.jsonl.
       began: time.monotonic() minus the seconds that the run has already taken.
       until: as in train.
@@ -102,7 +102,7 @@ def fit(
             state, _ = validate(run, state, progress, writer, sigterm)
             if sigterm.came:  # stopped again; the checkpoint still says that validation is due
                 return state
-        if start and run.ends_epoch(start) and until():  # all its steps are done
+        if start and run.evaluates(start) and until():  # it was evaluated
             return state
         for step, batch in enumerate(journal.take(run.batches_from(start)), start + 1):
             batch = placement.put(batch, config.batch_size)
@@ -111,22 +111,22 @@ def fit(
             journal.add(step, metrics)
             if config.profile and jax.process_index() == 0:
                 profile(step)
-            errors, ends_epoch = None, run.ends_epoch(step)
-            due = ends_epoch or step == run.stop
+            errors, regular = None, run.evaluates(step)
+            due = regular or step == run.stop
             if sigterm.check() or due or step % config.checkpoint_every_steps == 0:
                 journal.catch_up()  # raises if a number is not finite, before such a state is saved
                 if due:
-                    # A last step within an epoch does not change the rate. So a run that is extended
+                    # A last step between two regular evaluations does not change the rate. So a run that is extended
                     # later takes the same steps as a run that had the full length from the start.
-                    state, errors = validate(run, state, progress, writer, sigterm, adjust=ends_epoch)
+                    state, errors = validate(run, state, progress, writer, sigterm, adjust=regular)
                 notes = {
                     "seconds": time.monotonic() - began,
-                    "validation_due": ends_epoch and errors is None,
+                    "validation_due": regular and errors is None,
                     "begun": list(journal.begun),
                     "num_classes": run.recipe.network.architecture[-1].units,
                 }
                 checkpoints.save(state, error=errors and errors.top1_error, notes=notes)
-            if sigterm.came or (ends_epoch and until()):
+            if sigterm.came or (regular and until()):
                 break
     return state
 

@@ -41,8 +41,10 @@ class Run:
     chance: float | None = None  # the loss at chance in nats; None only within set_up
     pretrained: convert.Weights | None = None  # initial weights of all layers but the last
 
-    def ends_epoch(self, step: int) -> bool:
-        """Whether an epoch ends within this step."""
+    def evaluates(self, step: int) -> bool:
+        """Whether the validation error is measured after this step: every eval_every_steps, or if 0, every epoch."""
+        if self.config.eval_every_steps:
+            return step % self.config.eval_every_steps == 0
         epoch, before = (s * self.config.batch_size // len(self.data.train) for s in (step, step - 1))
         return epoch > before
 
