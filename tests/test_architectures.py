@@ -385,7 +385,9 @@ def test_a_quarter_has_a_quarter_of_the_widths_and_half_the_pixels():
 
 
 def test_fan_in_scales_pixels_once_and_leaves_nothing_to_halve():
-    assert networks.named("PAPER_FAN_IN")[0].scale == 1 / 60
+    changed = networks.named("PAPER_FAN_IN")
+    assert changed[0].scale == 1 / 60
+    assert {(layer.std, layer.bias) for layer in changed if isinstance(layer, Conv | Dense)} == {("fan_in", 0.0)}
     assert networks.named("TORCHVISION_FAN_IN")[0].scale == networks.TORCHVISION[0].scale
     with pytest.raises(ValueError, match="no PAPER_FAN_IN_STD_HALF: its initial weights are scaled"):
         networks.named("PAPER_FAN_IN_STD_HALF")

@@ -189,7 +189,7 @@ def test_the_command_tells_what_it_wrote_and_how_to_use_it(format, tmp_path, cap
         f"Input: images (n, 16, 16, 3) uint8: {weights.preprocessing}",
         "Output: probabilities (n, 5) float32; views of an image: 1",
         "Classes: some classes in some order",
-        "Checked: of random images, one and three at a time, it gives the network's own probabilities",
+        "Checked: for random images, one and three at a time, the file gives the same probabilities as the network",
         f"To use it: {export.LOADING[format].format(path=str(path))}",
     ]
 

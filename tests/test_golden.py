@@ -127,7 +127,7 @@ def test_twenty_steps_of_the_paper_s_rule_equal_its_formula_in_pytorch():
     statistics, losses = Statistics(mean, statistics_of().pca), []
     for step in range(20):
         if step == 10:
-            state = state.replace(schedule=state.schedule._replace(scale=0.1 * state.schedule.scale))
+            state = state.replace(schedule=state.schedule.replace(scale=0.1 * state.schedule.scale))
         rows = np.arange(8) + 8 * (step % 4)
         batch = {"image": images[rows], "label": labels[rows], "index": rows.astype(np.uint32)}
         state, metrics = train_step(state, put(batch, recipe), statistics, recipe=recipe)

@@ -288,6 +288,7 @@ def _check_space(work, todo):
 
 def _finish(work, originals, shards, final):
     sums, broken, splits = Sums(work.image_size), [], {}
+    label_counts = np.zeros(len(originals.classes), np.int64)
     for shard in shards:
         note = _checked_note(work, shard)
         splits.setdefault(shard.split, []).append((note["count"], note["size"]))
@@ -296,6 +297,7 @@ def _finish(work, originals, shards, final):
             sums.images += note["count"]
             sums.image += note["image"]
             sums.square += note["square"]
+            label_counts[: len(note["labels"])] += note["labels"]
     for split, of_split in splits.items():
         if not any(count for count, _ in of_split):
             raise UsageError(f"Split {split} has no image that decodes; accepted are {ACCEPTED}. Repair some.")
@@ -324,8 +326,6 @@ def _finish(work, originals, shards, final):
         description=f"{work.name}: {work.image_size} x {work.image_size} pixels, {work.encoding}",
     )
     if sums.images:
-        labels = [example.label for shard in shards if shard.split == "train" for example in shard.examples]
-        label_counts = np.bincount(labels, minlength=len(originals.classes))  # with the few that do not decode
         dataclasses.replace(sums.statistics(), label_counts=label_counts).save(work.records / _STATISTICS)
     if broken:
         _write_lines(work.records / "broken.txt", broken)

@@ -66,7 +66,7 @@ def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
     note, path = shard.note(work), shard.path(work)
     note.unlink(missing_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    sums, broken, count, size = Sums(work.image_size), [], 0, 0
+    sums, broken, labels, size = Sums(work.image_size), [], [], 0
     try:
         with _writing(path):
             writer = ArrayRecordWriter(str(partial), _OPTIONS)
@@ -82,7 +82,8 @@ def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
                 record = _record(stored, example)
                 with _writing(path):
                     writer.write(record)
-                count, size = count + 1, size + len(record)
+                labels.append(example.label)
+                size += len(record)
                 if shard.split == "train":
                     sums.add(square[None])
         finally:
@@ -93,8 +94,10 @@ def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
         with _writing(path):
             sync(partial)
             partial.rename(path)
-            arrays = {"image": sums.image.astype(np.int32), "square": sums.square} if shard.split == "train" else {}
-            about = {"digest": shard.digest, "count": count, "size": size, "broken": broken}
+            arrays = {}
+            if shard.split == "train":
+                arrays = {"image": sums.image.astype(np.int32), "square": sums.square, "labels": np.bincount(labels)}
+            about = {"digest": shard.digest, "count": len(labels), "size": size, "broken": broken}
             content = io.BytesIO()
             np.savez(content, about=np.array(json.dumps(about)), **arrays)
             write_whole(note, content.getvalue())
@@ -139,7 +142,7 @@ def read_note(work, shard):
         with np.load(shard.note(work)) as arrays:
             note = dict(arrays)
             note |= json.loads(str(note["about"]))
-            if shard.split == "train" and not note.keys() >= {"image", "square"}:
+            if shard.split == "train" and not note.keys() >= {"image", "square", "labels"}:
                 return None
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None

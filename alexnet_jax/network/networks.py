@@ -261,12 +261,15 @@ def six_conv(architecture: Architecture) -> Architecture:
 
 
 def fan_in(architecture: Architecture) -> Architecture:
-    """Makes a network learn on few images: initial weights scaled to the inputs of each layer (see Conv.std).
+    """Makes a network learn in few steps: initial weights scaled to the inputs of each layer (see Conv.std).
 
-    Pixels, which lie about 60 levels from their mean, are divided by 60 if the network does not scale them already.
+    Biases start at 0; with the paper's biases of 1, the signal would grow from layer to layer. Pixels, which lie about
+    60 levels from their mean, are divided by 60 if the network does not scale them already.
     """
     scale = architecture[0].scale
-    return replace(replace(architecture, Conv | Dense, std="fan_in"), Input, scale=1 / 60 if scale == 1.0 else scale)
+    return replace(
+        replace(architecture, Conv | Dense, std="fan_in", bias=0.0), Input, scale=1 / 60 if scale == 1.0 else scale
+    )
 
 
 def quarter(architecture: Architecture) -> Architecture:
