@@ -1,10 +1,10 @@
-"""A network as one file for serving: its weights, its mean and its crops are in it, and none of our code is needed.
+"""A network as one file for serving. It contains the weights, the mean and the crops, and needs none of our code.
 
-stablehlo    one file, by jax.export, for JAX on CPUs, CUDA GPUs and TPUs; it is read by the JAX that wrote it and,
-             as JAX promises, by those of the next six months
-savedmodel   a folder, for TensorFlow and what serves it; the network in it is one operation, XlaCallModule
+stablehlo    one file, by jax.export, for JAX on CPUs, CUDA GPUs and TPUs; JAX promises that versions of the next six
+             months can read it
+savedmodel   a folder, for TensorFlow and its servers; the network in it is one operation, XlaCallModule
 
-Both take images and give class probabilities, any number at a time, from 1 on. LOADING says how.
+Both take any number of images at a time and give class probabilities. LOADING shows how.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ LOADING = {
     "savedmodel": 'tf.saved_model.load({path!r}).signatures["serving_default"](images=images)["probabilities"]',
 }
 PLATFORMS = ("cpu", "cuda", "tpu")
-TOLERANCE = 1e-5  # of the largest logarithm of a probability: a difference that means the same in every network
+TOLERANCE = 1e-5  # relative to the largest logarithm of a probability, so that it means the same for every network
 
 
 def export(weights: Weights, path: str | Path, *, format: Format, views: int = 1) -> None:
@@ -38,18 +38,18 @@ def export(weights: Weights, path: str | Path, *, format: Format, views: int = 1
 
     images (n, S, S, 3) uint8, pixels in 0..255, S as the mean image has it -> probabilities (n, K) float32
 
-    The comparison runs on JAX's default device, and for "savedmodel" also on TensorFlow's: let both be CPUs, as
-    `python -m alexnet_jax export` does, for accelerators round float32 products in ways of their own.
+    The comparison runs on JAX's default device, and for "savedmodel" also on TensorFlow's. Both should be CPUs, as in
+    `python -m alexnet_jax export`: accelerators round float32 products differently.
 
     Args:
       weights: the network; it computes in float32.
-      path: of the file, or for "savedmodel" of the folder; what was exported there before is replaced when the
-        new is complete.
+      path: of the file, or for "savedmodel" of the folder; an earlier export there is replaced when the new one is
+        complete.
       format: "stablehlo" or "savedmodel".
       views: as in errors.predict.
 
     Raises:
-      UsageError: if path cannot be written; or, when it is written, if it gives other probabilities.
+      UsageError: if path cannot be written, or if the written file gives other probabilities.
     """
     path = check_path(path, format)
     if format == "stablehlo":
@@ -68,16 +68,16 @@ def check_path(path: str | Path, format: Format) -> Path:
     """The path, if an export can be written there; raises UsageError if not."""
     path = Path(path).expanduser().absolute()
     if not path.parent.is_dir():
-        raise UsageError(f"{path} is to be written, but there is no folder {path.parent}. Make it, or give another.")
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}. Make it, or give another.")
     if format == "stablehlo" and path.is_dir():
         raise UsageError(f"{path} is a folder; accepted is the name of a file. Give such a name.")
     if format == "savedmodel" and path.exists() and not (path / "saved_model.pb").exists():
-        raise UsageError(f"{path} is there and is no SavedModel; accepted is a new name, or a SavedModel to replace.")
+        raise UsageError(f"{path} exists and is not a SavedModel; accepted is a new name, or a SavedModel to replace.")
     return path
 
 
 def check(weights: Weights, path: Path, *, format: Format, views: int) -> None:
-    """Raises UsageError unless what is written gives the network's probabilities; arguments as in export."""
+    """Raises UsageError unless the written file gives the network's probabilities; arguments as in export."""
     load = {"stablehlo": _load_in_jax, "savedmodel": _load_in_tensorflow}[format]
     loaded, rng = load(path), np.random.default_rng(0)
     for n in (1, 3):
@@ -113,12 +113,12 @@ def _save_for_tensorflow(weights, path, views):
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
     exported = _staged(weights, probabilities, *like)
     with make_ir_context():
-        # jax2tf makes the same operation, but its StableHLO is only four weeks older than its JAX: what JAX 0.12
-        # writes, TensorFlow 2.21 cannot read. The oldest StableHLO can be read by all.
+        # jax2tf makes the same operation, but in a StableHLO version that is only four weeks older than JAX:
+        # TensorFlow 2.21 cannot read what JAX 0.12 writes. Every version can read the oldest StableHLO.
         module = mlir.deserialize_portable_artifact(exported.mlir_module_serialized)
         module = mlir.serialize_portable_artifact(module, stablehlo.get_minimum_version())
     model = tf.Module()
-    # As variables, for as constants they might not fit into a protocol buffer, which ends at 2 GB.
+    # As variables: constants might not fit into a protocol buffer, whose limit is 2 GB.
     model.variables_in_order = [tf.Variable(a, trainable=False) for a in jax.tree.leaves(arrays)]
 
     @functools.partial(tf.function, autograph=False)

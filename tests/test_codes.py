@@ -90,21 +90,21 @@ def test_the_file_gives_back_what_was_written_and_others_are_refused(tmp_path, c
     again, same = codes.read(path, index)
     np.testing.assert_array_equal(again, stored)
     np.testing.assert_array_equal(same.encode(clustered), encoder.encode(clustered))
-    with pytest.raises(UsageError, match="holds the codes of other features"):
+    with pytest.raises(UsageError, match="holds codes of other features"):
         codes.read(path, index_of(tmp_path / "other.npz", dtype="bfloat16"))
-    with pytest.raises(UsageError, match=r"nothing\.npz is no file\. Make it by"):
+    with pytest.raises(UsageError, match=r"nothing\.npz does not exist\. Make it by"):
         codes.read(tmp_path / "nothing.npz", index)
-    with pytest.raises(UsageError, match=r"is no file of codes \(.*code.*\)"):
+    with pytest.raises(UsageError, match=r"is not a complete file of codes \(.*code.*\)"):
         codes.read(index.path, index)
     for length in (0, 10, 1000, path.stat().st_size - 1):
         part = tmp_path / "part.npz"
         part.write_bytes(path.read_bytes()[:length])
-        with pytest.raises(UsageError, match=re.escape(f"{part} is no file of codes")):
+        with pytest.raises(UsageError, match=re.escape(f"{part} is not a complete file of codes")):
             codes.read(part, index)
 
 
 def test_what_does_not_fit_is_told_before_anything_runs(clustered):
     with pytest.raises(UsageError, match="bits is 100; accepted are multiples of 32"):
         codes.train(clustered, np.arange(2000), 100)
-    with pytest.raises(UsageError, match="there are 199 features; accepted are 200 or more"):
+    with pytest.raises(UsageError, match="there are 199 feature vectors; accepted are 200 or more"):
         codes.make(clustered[:199], 32)

@@ -132,12 +132,12 @@ def test_a_thousand_classes_are_taken_for_those_of_ilsvrc_2012(tmp_path):
     ("changes", "wanted"),
     [
         ({"features.3.bias": None}, "lacks features.3.bias; accepted are features.0.weight, features.0.bias, "),
-        ({"avg.weight": np.ones(3, np.float32)}, "has avg.weight besides; accepted are features.0.weight, "),
+        ({"avg.weight": np.ones(3, np.float32)}, "has the array avg.weight; accepted are features.0.weight, "),
         ({"features.6.weight": np.ones((16, 12), np.float32)}, "features.6.weight is [16, 12]; accepted are 4 axes"),
         ({"features.6.bias": np.ones(15, np.float32)}, "features.6.bias is [15]; accepted is [16]"),
         (
             {"classifier.1.weight": np.ones((32, 433), np.float32)},
-            "classifier.1.weight is [32, 433]; accepted is [32, 432], as the layers before it have it.",
+            "classifier.1.weight is [32, 433]; accepted is [32, 432], which fits the layers before it.",
         ),
         ({"classifier.6.bias": np.ones(10, np.int32)}, "classifier.6.bias is of type I32; accepted are F16, BF16, F32"),
     ],
@@ -172,7 +172,7 @@ def test_a_pth_file_of_something_else_is_refused(tmp_path):
     assert "features.0.weight is torch.int32; accepted are floating-point types" in message_of(convert.read, path)
     for content in (b"", b"text\n", STATE_DICT.read_bytes()):
         path.write_bytes(content)
-        assert "or it is no file of PyTorch's" in message_of(convert.read, path)
+        assert "or PyTorch did not write it" in message_of(convert.read, path)
 
 
 def test_without_pytorch_a_pth_file_is_answered_by_what_to_do(monkeypatch):
@@ -275,7 +275,7 @@ def one_column(net):
         (lambda net: setattr(layer_of(net, "conv2"), "name", b"\xff"), "lacks conv2.blobs[0]; accepted are "),
         (one_column, "conv2.blobs[0] is [12, 8, 5, 5]; accepted is [12, 4, 5, 5]"),
         (lambda net: layer_of(net, "fc6").blobs[0].data.pop(), "fc6 has 0 bytes of numbers for the shape [16, 288]"),
-        (lambda net: net.layer.__delitem__(slice(None)), "has no layers with weights that are understood"),
+        (lambda net: net.layer.__delitem__(slice(None)), "has no layers with weights that can be read"),
     ],
 )
 def test_another_caffemodel_is_refused_by_name(change, wanted, tmp_path):
@@ -350,7 +350,7 @@ def ending_in(*layers):
         ({"architecture": "Input(3)"}, "has an architecture that is not understood (Expecting value"),
         ({"architecture": "[3]"}, "has an architecture that is not understood ("),
         (ending_in(), "(An architecture starts with Input and ends with Dense"),
-        (ending_in(["Dance", {"units": 5}]), "('Dance' is no layer; there are Input, Conv, Dense, "),
+        (ending_in(["Dance", {"units": 5}]), "('Dance' is not a layer; accepted are Input, Conv, Dense, "),
         (ending_in(["Dense", {"unit": 5}]), "(Dense has no field unit; it has units, sees, bias, std."),
         (ending_in(["Dense", {}]), "missing 1 required positional argument: 'units'"),
         (ending_in(["Dense", {"units": "5"}]), "has an architecture that is not understood ("),
@@ -456,7 +456,7 @@ def test_a_run_that_does_not_tell_its_classes_or_has_other_arrays_is_refused(wor
     state = State(jax.numpy.int32(5), jax.tree.map(jax.numpy.asarray, weights.params), {})
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state, error=None, notes={})
-    assert "which does not say its number of classes" in message_of(convert.read, folder)
+    assert "it does not give its number of classes" in message_of(convert.read, folder)
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state.replace(step=jax.numpy.int32(6)), error=None, notes={"num_classes": 4})
     assert "has [2, 5] for fc8/bias, and its architecture takes [2, 2]" in message_of(convert.read, folder)
@@ -488,7 +488,7 @@ def test_an_ending_that_lies_is_found_out_and_nothing_run(ending, tmp_path):
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     for name in ("x.safetensors", "x.pth", "x.caffemodel", "run"):
-        assert message_of(convert.read, tmp_path / name).startswith(f"{tmp_path / name} is not there.")
+        assert message_of(convert.read, tmp_path / name).startswith(f"{tmp_path / name} does not exist.")
 
 
 # The command
@@ -511,7 +511,7 @@ def test_the_command_says_what_it_read_assumed_and_wrote(mean_file, tmp_path, ca
 def test_the_command_s_errors_are_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["convert", str(tmp_path / "x.pkl"), str(tmp_path / "x.safetensors")])
-    assert stop.value.code.startswith(f"error: {tmp_path / 'x.pkl'} is not there.")
+    assert stop.value.code.startswith(f"error: {tmp_path / 'x.pkl'} does not exist.")
 
 
 def test_preprocessing_is_told_in_words():

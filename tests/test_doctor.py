@@ -192,7 +192,7 @@ def test_the_command_ends_with_1_after_a_problem_and_tells_the_rest(not_timed, f
         ({"eval_split": "test"}, "dataset", "has no split 'test'; it has "),
         ({"num_classes": 2}, "labels, train", "8 of 24 are not in 0..1: "),
         ({"num_classes": 4}, "classes, train", "no examples of class 3: 1 of 4 classes cannot be learned"),
-        ({"pretrained": "/none"}, "pretrained", "/none is not there. "),
+        ({"pretrained": "/none"}, "pretrained", "/none does not exist. "),
         ({"architecture": "CIFAR_FOUR_LAYER", "num_classes": 0, "image_size": 31}, "config", "config.image_size is 31"),
     ],
 )
@@ -272,7 +272,9 @@ def test_versions_that_were_not_tried_are_named(monkeypatch):
     monkeypatch.setattr(machine, "_version", lambda name: versions.get(name, here(name)))
     level, text = only(machine.versions())
     assert level == "warning"
-    assert "jax 0.9.0 (accepted is <0.13,>=0.10.2), optax is not there (accepted is <0.3,>=0.2.8); jax 0.9.0, " in text
+    assert (
+        "jax 0.9.0 (accepted is <0.13,>=0.10.2), optax is not installed (accepted is <0.3,>=0.2.8); jax 0.9.0, " in text
+    )
     assert "pip install -r requirements.txt" in text
 
 
@@ -336,7 +338,7 @@ def test_folders_that_differ_between_the_splits(examine, folder):
     (folder / "val" / "zebra").rename(folder / "val" / "Zebra")
     found = examine()
     assert found["label order"].level == "problem"
-    assert "folders that the training split lacks: Zebra; the other way round: zebra." in found["label order"].text
+    assert "folders that the training split lacks: Zebra; the reverse: zebra." in found["label order"].text
     assert found["classes, train"].level == "problem"
     assert "no examples of Zebra: 1 of 4 classes cannot be learned" in found["classes, train"].text
     assert found["classes, evaluation"].level == "warning"
@@ -476,7 +478,7 @@ def test_the_label_order_of_imagenet():
 
     assert found(imagenet(names, values)) == (
         "ok",
-        "TFDS's 1,000 synsets in order; 10 images have the label of their file's name",
+        "TFDS's 1,000 synsets in order; 10 images have the label that their file name says",
     )
     level, text = found(imagenet(names, [0, 999, 66, 970, 230]))
     assert level == "problem"
@@ -561,7 +563,7 @@ def test_images_in_both_splits(examine, folder):
     Image.open(folder / "train/cat/3.png").save(folder / "val/cat/again.png", compress_level=0)
     found = examine()["duplicates, across"]
     assert found.level == "problem"
-    assert found.text.startswith("1 images to evaluate on are in the training split as well, 10.00%; accepted is 0.1% ")
+    assert found.text.startswith("1 images to evaluate on are also in the training split, 10.00%; accepted is 0.1% ")
     assert f"{folder}/val/cat/again.png = {folder}/train/cat/3.png" in found.text
 
 
@@ -571,7 +573,9 @@ def test_images_that_are_in_a_split_twice(examine, folder):
     found = examine()
     assert found["duplicates, train"].level == "warning"
     text = found["duplicates, train"].text
-    assert text.startswith("2 repeat exactly the pixels of another (all 26 compared), 1 of them with another label: ")
+    assert text.startswith(
+        "2 have exactly the same pixels as another (all 26 compared), 1 of them with another label: "
+    )
     assert f"{folder}/train/cat/3.png" in text
     assert f"{folder}/train/cat/copy.png" in text
     assert found["duplicates, evaluation"].level == found["duplicates, across"].level == "ok"
@@ -641,7 +645,7 @@ def test_a_slow_source_is_seen(run_of):
     assert rates.together < 3 * rates.loader
     finding = speed.compare(rates, shared=True)
     assert finding.level == "warning"
-    assert "accepted are 3%. Prepare the data once" in finding.text
+    assert "accepted is 3%. Prepare the data once" in finding.text
     assert " for 1,000 steps (125 epochs)" in speed.duration(run, rates).text
 
 
@@ -681,10 +685,10 @@ def test_images_that_cannot_be_read_leave_the_speed_unknown(run_of):
     ("loader", "together", "shared", "level", "wanted"),
     [
         (1000, 990, False, "ok", "waits for images 1.0% of the time"),
-        (800, 790, False, "warning", "21.0% of the time; accepted are 3%. Prepare the data once"),
-        (2000, 900, False, "warning", "10.0% of the time; accepted are 3%. The loader alone is fast enough"),
+        (800, 790, False, "warning", "21.0% of the time; accepted is 3%. Prepare the data once"),
+        (2000, 900, False, "warning", "10.0% of the time; accepted is 3%. The loader alone is fast enough"),
         (2000, 600, True, "ok", "together 600 (they share the CPU's cores); the network waits for images 0.0%"),
-        (900, 450, True, "warning", "10.0% of the time; accepted are 3%. Prepare the data once"),
+        (900, 450, True, "warning", "10.0% of the time; accepted is 3%. Prepare the data once"),
     ],
 )
 def test_who_waits_for_whom(loader, together, shared, level, wanted):

@@ -193,7 +193,7 @@ def test_networks_that_are_not_asked_the_same_are_refused(changes, message):
 
 
 def test_one_network_is_no_ensemble():
-    with pytest.raises(UsageError, match="2 networks or more; here is 1"):
+    with pytest.raises(UsageError, match="at least 2 networks, but 1 was given"):
         ensemble.check([random_members(0)[0].member])
 
 
@@ -222,7 +222,7 @@ def test_files_that_hold_no_predictions_are_refused(tmp_path):
     path = tmp_path / "x.npz"
 
     def refused(message=""):
-        with pytest.raises(UsageError, match=rf"x\.npz holds no predictions, or a part of them.*{message}"):
+        with pytest.raises(UsageError, match=rf"x\.npz holds no complete predictions .*{message}"):
             ensemble.load(path)
 
     refused("No such file")
@@ -314,8 +314,8 @@ def test_runs_are_evaluated_saved_and_used_again(workdirs, tmp_path, capsys):
     assert "Errors on 15 of the 30: weights were searched on the others." in shown
     for arguments, message in (
         ([f"--predictions={files[0]}", two[0]], "are the same network"),
-        ([f"--predictions={path}" for path in files[:3]], "of 1 view|here is 1"),
-        ([f"--predictions={files[0]}", two[1], "--views=5"], "--views is 5, and --predictions are of"),
+        ([f"--predictions={path}" for path in files[:3]], "but 1 was given"),
+        ([f"--predictions={files[0]}", two[1], "--views=5"], "--views is 5, but --predictions have"),
     ):
         with pytest.raises(UsageError, match=message):
             run(*arguments)
@@ -326,7 +326,7 @@ def test_what_does_not_fit_is_told_before_anything_runs(workdirs, tmp_path, monk
     first, second, other = (f"--workdir={workdir}" for workdir in workdirs)
     with pytest.raises(UsageError, match=r"the split of step 3 of the run run_0_.* is folder:.*five"):
         run(first, other)
-    with pytest.raises(UsageError, match="2 networks or more; here is 0"):
+    with pytest.raises(UsageError, match="at least 2 networks, but 0 was given"):
         run()
     with pytest.raises(UsageError, match="are the same network"):
         run(first, first)
@@ -334,7 +334,7 @@ def test_what_does_not_fit_is_told_before_anything_runs(workdirs, tmp_path, monk
         run(first, second, "--views=10")
     with pytest.raises(UsageError, match=r"has no split 'none'.*Set --split=NAME"):
         run(first, second, "--split=none")
-    with pytest.raises(UsageError, match="there is no such folder"):
+    with pytest.raises(UsageError, match="this folder does not exist"):
         run(first, second, f"--save={tmp_path}/none")
     with pytest.raises(UsageError, match="holds no run"):
         run(first, f"--workdir={tmp_path}")

@@ -140,7 +140,7 @@ def test_a_run_that_diverges_is_an_outcome_and_not_the_end(trained, tmp_path, ca
     done = runs.carry_out(setting_for(tmp_path), plan_of("a"), lambda _, done: done)
     assert done["a-seed0"] == {"diverged": "loss is not finite at step 7"}
     assert trained.runs == ["a-seed0", "a-seed1"]
-    assert f"noted as diverged. To make it again, delete {tmp_path / 'a-seed0'}." in capsys.readouterr().out
+    assert f"recorded as diverged. To make it again, delete {tmp_path / 'a-seed0'}." in capsys.readouterr().out
     assert runs.results(done, ["a-seed0", "a-seed1", "a-seed2"]) == ([{"steps": 1}], "1, 1 diverged")
 
 
@@ -201,7 +201,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it_and_waited_for(trained, 
     assert runs.carry_out(setting_for(tmp_path), plan_of("a"), lambda *_: "table") == "table"
     assert trained.runs == ["a-seed1"]
     assert slept == [["a-seed1"]]
-    assert "Other processes are at the runs that are left" in capsys.readouterr().out
+    assert "Other processes work on the remaining runs" in capsys.readouterr().out
 
 
 def test_a_trial_differs_from_the_config_in_what_it_names(tmp_path):
@@ -301,7 +301,7 @@ def test_figure_1_looks_at_six_rates_before_it_gives_up(tmp_path):
         ended(tmp_path, f"relu-rate{rate:g}-seed0", [80, 70])
     assert figure1.search("relu", tmp_path, runs.outcomes(tmp_path)) == (rates, None)
     text = figure1.write(setting_for(tmp_path, cifar10.get_config()), runs.outcomes(tmp_path))
-    assert "relu: no learning rate is known to be the quickest\n" in text
+    assert "relu: the fastest learning rate is not known yet\n" in text
     assert "times as many" not in text
 
 
@@ -504,7 +504,7 @@ def test_six_convolutions_are_pretrained_first_and_then_fine_tuned(tmp_path):
 def test_ensembles_are_of_the_papers_number(tmp_path):
     with pytest.raises(UsageError, match=r"--seeds is 3; accepted is 5"):
         ensembles.run(setting_for(tmp_path, seeds=3))
-    with pytest.raises(UsageError, match=r"of 3 convolutions; accepted is a network of five"):
+    with pytest.raises(UsageError, match=r"with 3 convolutions; accepted is a network with five"):
         ensembles.run(setting_for(tmp_path, cifar10.get_config(), seeds=5, pretrain="many"))
 
 
@@ -593,7 +593,7 @@ def test_a_tuple_given_replaces_the_experiments_own(tmp_path, monkeypatch):
 def test_without_a_checkout_the_command_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        SystemExit, match=r"configs/cifar10.py is not here. Start this in the checkout, or give --config"
+        SystemExit, match=r"configs/cifar10.py does not exist here. Start this in the checkout, or give --config"
     ):
         cli.main(["experiment", "figure1", f"--workdir={tmp_path}"])
 
@@ -652,7 +652,7 @@ def test_the_baseline_tells_stripes_apart_and_is_resumed_at_its_blocks(stripes, 
         assert file["vectors"].shape == (10, 4 * (4 + 2 * 4 * baseline.DIMENSIONS))
         # Four vectors of length 1, of the image and of its stripes.
         np.testing.assert_allclose(np.square(file["vectors"]).sum(1), 4, rtol=1e-4)
-    with runs.alone(tmp_path / "out" / "seed0"), pytest.raises(UsageError, match="another process is at"):
+    with runs.alone(tmp_path / "out" / "seed0"), pytest.raises(UsageError, match="another process works in"):
         baseline.run(setting)
     base.seed = 1
     with pytest.raises(UsageError, match="seed=0"):
@@ -683,7 +683,7 @@ def test_the_baseline_says_what_it_needs(monkeypatch, tmp_path):
 def test_specialisation_is_of_towers_that_see_colours(architecture, tmp_path):
     base = quickstart.get_config()
     base.architecture = architecture
-    with pytest.raises(UsageError, match=r"accepted is a network of two towers or more that sees colours"):
+    with pytest.raises(UsageError, match=r"accepted is a network with two towers or more that sees colours"):
         specialisation.run(setting_for(tmp_path, base))
 
 

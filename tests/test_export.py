@@ -159,9 +159,9 @@ def test_paths_that_cannot_be_written_are_refused_before_the_weights_are_read(tm
         ("no/net", "stablehlo", f"there is no folder {tmp_path}/no. Make it"),
         ("no/net", "savedmodel", f"there is no folder {tmp_path}/no. Make it"),
         ("folder", "stablehlo", f"{tmp_path}/folder is a folder; accepted is the name of a file"),
-        ("folder", "savedmodel", f"{tmp_path}/folder is there and is no SavedModel; accepted is a new name"),
-        ("file", "savedmodel", f"{tmp_path}/file is there and is no SavedModel"),
-        ("net", "savedmodel", f"{tmp_path}/none.safetensors is not there"),
+        ("folder", "savedmodel", f"{tmp_path}/folder exists and is not a SavedModel; accepted is a new name"),
+        ("file", "savedmodel", f"{tmp_path}/file exists and is not a SavedModel"),
+        ("net", "savedmodel", f"{tmp_path}/none.safetensors does not exist"),
     ]:
         assert message in message_of(capsys, "export", none, f"--output={tmp_path}/{output}", f"--format={format}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

@@ -66,10 +66,10 @@ def test_a_file_that_is_broken_off_or_another_is_refused(tmp_path):
     whole, part = path.read_bytes(), tmp_path / "part.npz"
     for length in (0, 100, len(whole) // 2, len(whole) - 1):
         part.write_bytes(whole[:length])
-        with pytest.raises(UsageError, match=re.escape(f"{part} is no file of features")):
+        with pytest.raises(UsageError, match=re.escape(f"{part} is not a complete file of features")):
             features.read(part)
     np.savez(part, features=np.zeros((2, 3)))
-    with pytest.raises(UsageError, match=r"is no file of features .*labels"):
+    with pytest.raises(UsageError, match=r"is not a complete file of features .*labels"):
         features.read(part)
     with np.load(path) as arrays:
         np.savez_compressed(part, **arrays)
@@ -79,7 +79,7 @@ def test_a_file_that_is_broken_off_or_another_is_refused(tmp_path):
         np.savez(part, **{**arrays, "labels": arrays["labels"][1:]})
     with pytest.raises(UsageError, match="has 21 features and 20 labels"):
         features.read(part)
-    with pytest.raises(UsageError, match=r"nothing\.npz is no file\. Make it by"):
+    with pytest.raises(UsageError, match=r"nothing\.npz does not exist\. Make it by"):
         features.read(tmp_path / "nothing.npz")
 
 
@@ -100,7 +100,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     damaged = with_bias("fc4", np.nan)
-    with pytest.raises(UsageError, match=r"relu4 makes numbers that are not finite of /pictures/ü0.png"):
+    with pytest.raises(UsageError, match=r"output of relu4 is not finite for /pictures/ü0.png"):
         features.write(tmp_path / "index.npz", Trained.of(damaged, batch_size=8), Described(), "relu4")
     assert not list(tmp_path.iterdir())
 
@@ -144,7 +144,7 @@ def test_codes_are_made_measured_and_searched(world, capsys, monkeypatch):
     call(f"features {network} --dataset=folder:{world}/pictures --output={world}/c.npz --dtype=bfloat16")
     call(f"codes --index={world}/c.npz --bits=32 --output={world}/codes.npz")
     told = capsys.readouterr().out
-    assert "Bytes per image: 4; of features 32" in told
+    assert "Bytes per image: 4; as features 32" in told
     assert "Queries: 24 images that the auto-encoder did not learn from" in told
     image = world / "pictures" / "train" / "cat" / "000.png"
     call(f"retrieve {image} {network} --index={world}/c.npz --codes={world}/codes.npz")

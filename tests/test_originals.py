@@ -143,13 +143,13 @@ def test_a_dataset_of_a_package_that_is_not_there_is_told(tmp_path, monkeypatch)
     ("path", "message"),
     [
         ("train/cat/1.JPEG", "holds 'cat', which is none of the 1000 classes"),
-        ("train/n01440764/n15075141_1.JPEG", "but it is one of n15075141"),
-        ("val/n01440764/ILSVRC2012_val_00000001.JPEG", "as n01440764, but it is one of n01751748"),
+        ("train/n01440764/n15075141_1.JPEG", "but its name says that it is one of n15075141"),
+        ("val/n01440764/ILSVRC2012_val_00000001.JPEG", "as n01440764, but its name says that it is one of n01751748"),
         ("val/ILSVRC2012_val_00050001.JPEG", "accepted are ILSVRC2012_val_00000001.JPEG to"),
-        ("train/n01440764_3.JPEG", "lies in no class folder"),
+        ("train/n01440764_3.JPEG", "is not in a class folder"),
         ("train/n01440764/images/n01440764_3.JPEG", "images is no file; accepted is SPLIT/CLASS/FILE"),
         ("validation/ILSVRC2012_val_00000001.JPEG", "two files have the name ILSVRC2012_val_00000001.JPEG"),
-        ("train/n01440764/a\nb.JPEG", "is no name that can be printed"),
+        ("train/n01440764/a\nb.JPEG", "cannot be printed"),
     ],
 )
 def test_what_is_wrong_with_a_folder_of_imagenet_is_named(path, message, tmp_path):
@@ -185,9 +185,9 @@ def test_what_is_left_out_or_too_little_is_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("cat/1.jpg", "/cat/1.jpg lies in no class folder; .* or, if cat is a class, give the folder above .*/in."),
-        ("all/cat/1.jpg", "/all: a split's name has letters, digits and _ only, and is not all"),
-        ("train/cat /1.jpg", "/train/cat ': a class's name has no blanks around it"),
+        ("cat/1.jpg", "/cat/1.jpg is not in a class folder; .* or, if cat is a class, give the folder above .*/in."),
+        ("all/cat/1.jpg", "/all: the name of a split has only letters, digits and _, and is not `all`"),
+        ("train/cat /1.jpg", "/train/cat ': the name of a class must not start or end with a blank"),
     ],
 )
 def test_what_is_wrong_with_a_folder_of_one_s_own_is_named(path, message, tmp_path):
@@ -230,7 +230,7 @@ def test_a_tar_of_which_tarfile_misses_the_end_is_refused(which, damage, tmp_pat
         path.write_bytes(small.tar(classes | {"n01440764.tar": harmed(classes["n01440764.tar"], damage)}))
     else:
         path.write_bytes(harmed(path.read_bytes(), damage))
-    with pytest.raises(UsageError, match=f"{path} is no whole tar .it ends early, or a header is damaged"):
+    with pytest.raises(UsageError, match=f"{path} is not a complete tar .it ends early, or a header is damaged"):
         listed(f"tars:{tmp_path}", tmp_path)
 
 
@@ -241,7 +241,7 @@ def test_a_tar_that_is_cut_off_is_refused(tar, at, tars, tmp_path):
         content = (tars / name).read_bytes().rstrip(b"\0")[:-20]  # the last image lacks its end
         content = content if name == tar else (tars / name).read_bytes()
         (tmp_path / name).write_bytes(content[: int(at * len(content))] if name == tar else content)
-    with pytest.raises(UsageError, match="no whole tar"):
+    with pytest.raises(UsageError, match="not a complete tar"):
         listed(f"tars:{tmp_path}", tmp_path)
 
 
@@ -258,7 +258,7 @@ def test_a_file_that_is_gone_is_named(tmp_path):
 @pytest.mark.parametrize("kind", ["file", "tar", "tfrecord"])
 def test_a_file_that_became_shorter_is_named(kind, tmp_path):
     (tmp_path / "file").write_bytes(b"12345678")
-    with pytest.raises(UsageError, match=r"x.JPEG in .*/file cannot be read \(of 9 bytes there are 8\)"):
+    with pytest.raises(UsageError, match=r"x.JPEG in .*/file cannot be read \(8 of 9 bytes were read\)"):
         originals.read(kind, originals.Original("x.JPEG", 0, str(tmp_path / "file"), size=9))
 
 

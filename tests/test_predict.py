@@ -117,7 +117,7 @@ def test_folders_are_searched_to_the_bottom_and_files_are_taken_as_they_are(tmp_
 
 
 def test_paths_without_images_are_told(tmp_path):
-    with pytest.raises(UsageError, match=r"gone is not there\. Give image files"):
+    with pytest.raises(UsageError, match=r"gone does not exist\. Give image files"):
         predict.find([str(tmp_path / "gone")])
     with pytest.raises(UsageError, match="holds no images"):
         predict.find([str(tmp_path)])
@@ -144,7 +144,7 @@ def test_the_thousand_of_ilsvrc_are_called_by_their_synsets():
 
 def test_names_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "few").write_text("a\nb\n")
-    with pytest.raises(UsageError, match="few has 2 lines, and the network 5 classes"):
+    with pytest.raises(UsageError, match="few has 2 lines, but the network has 5 classes"):
         predict.class_names(weights_of(), str(tmp_path / "few"))
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     for name in ("bytes", "gone"):
@@ -220,7 +220,9 @@ def test_submit_writes_a_line_an_image(folder, file_of_weights, tmp_path, capsys
 
 def test_submit_writes_nothing_if_a_file_is_no_image(file_of_weights, tmp_path):
     (tmp_path / "text.jpg").write_text("This is a text.")
-    with pytest.raises(UsageError, match=r"text\.jpg is no image: it begins with .* A submission has a line for each"):
+    with pytest.raises(
+        UsageError, match=r"text\.jpg is not an image: it begins with .* A submission has a line for each"
+    ):
         run("submit", tmp_path, f"--weights={file_of_weights}", f"--output={tmp_path}/out.txt")
     with pytest.raises(UsageError, match="there is no folder"):
         run("submit", tmp_path, f"--weights={file_of_weights}", f"--output={tmp_path}/none/out.txt")

@@ -327,7 +327,7 @@ def test_what_was_stopped_anywhere_goes_on_to_the_same_bytes(module, function, t
     final = tmp_path / "imagenet2012_square" / str(SIZE) / "5.1.0"
     assert final.exists() == (function == "rmtree")
     if not final.exists():
-        with pytest.raises(UsageError, match="is not whole yet") as error:
+        with pytest.raises(UsageError, match="is not finished") as error:
             sources.open_dataset("imagenet2012", str(tmp_path), image_size=SIZE, train_split="train", eval_split="")
         assert f"prepare --source=folder:{folder} --data_dir={tmp_path} --image_size={SIZE}" in str(error.value)
     assert small.contents(make(folder, tmp_path)) == small.contents(whole)
@@ -391,8 +391,10 @@ def test_what_is_done_is_not_lost_to_another_command(folder, whole, tmp_path, mo
     for source, encoding in ((folder, "raw"), (other, "jpeg")):
         with pytest.raises(UsageError) as error:
             make(source, tmp_path, encoding=encoding)
-        message = f"{work} was begun with\n  {' '.join(['python', *command(folder, tmp_path, '--broken=skip')[1:]])}\n"
-        assert str(error.value) == f"{message}Continue with that, or remove {work}."
+        message = (
+            f"{work} was started with\n  {' '.join(['python', *command(folder, tmp_path, '--broken=skip')[1:]])}\n"
+        )
+        assert str(error.value) == f"{message}Continue with this command, or remove {work}."
     assert small.contents(work) == done
     assert small.contents(make(folder, tmp_path)) == small.contents(whole)
 
@@ -427,7 +429,7 @@ def test_a_folder_that_is_there_already_and_no_dataset_is_refused_at_once(folder
     (final / "of mine").write_text("")
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "list_originals", lambda *_: pytest.fail("listed"))
-        with pytest.raises(UsageError, match=f"^{final} is there without dataset_info.json. Remove it"):
+        with pytest.raises(UsageError, match=f"^{final} exists, but has no dataset_info.json. Remove it"):
             make(folder, tmp_path)
     (final / "of mine").unlink()
     assert make(folder, tmp_path) == final
@@ -543,7 +545,7 @@ def test_an_interrupt_is_a_line_and_130(folder, tmp_path, monkeypatch, capsys):
 
 def test_a_worker_that_is_killed_is_told(folder, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(workers_lib, "_make_in_worker", _kill_itself)
-    with pytest.raises(UsageError, match=r"A worker died\. .* at work were: .*train/n\d+_\d+\.JPEG"):
+    with pytest.raises(UsageError, match=r"A worker died\. .* they were at: .*train/n\d+_\d+\.JPEG"):
         make(folder, tmp_path, workers=2)
     monkeypatch.undo()
     monkeypatch.setattr(prepare, "_JPEGS_A_SHARD", 2.3)
@@ -588,7 +590,7 @@ def test_too_little_space_is_told_before_the_work(folder, tmp_path, monkeypatch)
 
 def test_a_second_command_on_the_same_is_refused(folder, tmp_path, monkeypatch):
     def another(*arguments):
-        with pytest.raises(UsageError, match="Another prepare is at work in"):
+        with pytest.raises(UsageError, match="Another `prepare` is running in"):
             make(folder, tmp_path)
         return real(*arguments)
 
@@ -620,14 +622,14 @@ def test_what_is_there_is_not_made_again(folder, whole, capsys, monkeypatch):
     monkeypatch.setattr(prepare, "list_originals", lambda *_: pytest.fail("listed"))
     assert make(folder, whole.parents[2]) == whole
     assert f"Already prepared: {whole}; to make it again, remove that folder." in capsys.readouterr().out
-    with pytest.raises(UsageError, match="is there with --encoding=jpeg, and this is --encoding=raw"):
+    with pytest.raises(UsageError, match="exists with --encoding=jpeg, but now --encoding=raw was given"):
         make(folder, whole.parents[2], encoding="raw")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "My Pets"}, "--dataset=My Pets is no name"),
+        ({"dataset": "My Pets"}, "--dataset=My Pets is not a name"),
         ({"encoding": "webp"}, "--encoding=webp is not known; accepted are jpeg and raw"),
         ({"broken": "ignore"}, "--broken=ignore is not known; accepted are fatal and skip"),
     ],

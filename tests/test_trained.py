@@ -100,6 +100,6 @@ def test_class_names_travel_with_the_weights(tmp_path):
     assert convert.read(tmp_path / "with.safetensors").class_names == names
     assert convert.read(tmp_path / "without.safetensors").class_names is None
     convert.write(weights(names[:4]), tmp_path / "few.safetensors")
-    with pytest.raises(UsageError, match="names of 4 classes for a network of 5"):
+    with pytest.raises(UsageError, match="names 4 classes, but its network has 5"):
         convert.read(tmp_path / "few.safetensors")
     assert json.dumps(names) in str(convert.weights.load(tmp_path / "with.safetensors")[0])

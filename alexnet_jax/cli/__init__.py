@@ -1,4 +1,4 @@
-"""The commands of `python -m alexnet_jax`: side jobs here, what looks into a trained network in the modules beside."""
+"""The commands of `python -m alexnet_jax`: six of them here, the others in the modules of this folder."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ import sys
 
 from alexnet_jax.cli import common, ensemble, experiment, predict, report, retrieve
 
-# Heavy imports stand where they are used, so that --help is quick.
+# Heavy imports are inside the functions that use them, so that --help is quick.
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,9 +21,9 @@ def main(arguments: list[str] | None = None) -> None:
         options.flags = rest
     elif rest:
         commands.error(f"unrecognized arguments: {' '.join(rest)}")
-    # Before TensorFlow is imported, which only reads data here.
+    # Before the import of TensorFlow, which only reads data here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # this avoids two lines of warning
     from alexnet_jax.errors import UsageError, missing_package
 
     try:
@@ -40,10 +40,14 @@ def parser() -> argparse.ArgumentParser:
     commands = program.add_subparsers(dest="command", required=True)
 
     summary = commands.add_parser("summary", help="print the table of layers, sizes and parameters")
-    summary.add_argument("--architecture", default="PAPER", help="PAPER, SLIDES, LENET5, ...; a wrong one lists all")
-    summary.add_argument("--batch_size", type=common.positive, help="images; default 1, for --communication 128")
-    summary.add_argument("--communication", action="store_true", help="what devices send each other in a step instead")
-    summary.add_argument("--devices", type=common.positive, default=2, help="with --communication: how many there are")
+    summary.add_argument("--architecture", default="PAPER", help="PAPER, SLIDES, LENET5, ...; a wrong name lists all")
+    summary.add_argument("--batch_size", type=common.positive, help="default 1, with --communication 128")
+    summary.add_argument(
+        "--communication", action="store_true", help="print instead what the devices send each other in a step"
+    )
+    summary.add_argument(
+        "--devices", type=common.positive, default=2, help="with --communication: the number of devices"
+    )
     summary.add_argument(
         "--tower", type=common.positive, help="with --communication: devices that share the towers; default both"
     )
@@ -61,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object more")
     evaluate.add_argument("--coordinator", default="", help="HOST:PORT of process 0, if there are several processes")
     evaluate.add_argument("--num_processes", type=int, default=0, help="how many there are")
-    evaluate.add_argument("--process_id", type=int, default=-1, help="which of them this is, from 0 on")
+    evaluate.add_argument("--process_id", type=int, default=-1, help="the number of this process, from 0")
     evaluate.add_argument("--timeout", type=int, default=100, help="seconds until a silent process counts as lost")
     evaluate.set_defaults(run=_evaluate)
 
@@ -97,12 +101,16 @@ def _add_data_commands(commands):
     prepare.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
     prepare.add_argument("--dataset", default="imagenet2012", help="the name that config.dataset will give")
     prepare.add_argument("--image_size", type=common.positive, default=256, help="side of the images in pixels")
-    prepare.add_argument("--workers", type=common.positive, help="processes; default: one a core, if there is memory")
+    prepare.add_argument(
+        "--workers",
+        type=common.positive,
+        help="number of processes; default: one for each core, if the memory is enough",
+    )
     prepare.add_argument(
         "--encoding", choices=("jpeg", "raw"), default="jpeg", help="raw: pixels, larger and quicker to read"
     )
     prepare.add_argument(
-        "--broken", choices=("fatal", "skip"), default="fatal", help="what to do about images that do not decode"
+        "--broken", choices=("fatal", "skip"), default="fatal", help="what to do with images that do not decode"
     )
     prepare.set_defaults(run=_prepare)
 
@@ -191,10 +199,12 @@ def _evaluate(options):
     from alexnet_jax.evaluation import saved
 
     if options.weights and not options.dataset:
-        raise UsageError("--dataset is missing: weights are not those of one data set. Give --dataset=NAME.")
+        raise UsageError("--dataset is missing: --weights do not name a data set. Give --dataset=NAME.")
     common.check_network(options)
     if options.workdir and (options.dataset or options.split):
-        raise UsageError("--dataset and --split go with --weights; a run is evaluated on its own. Leave them out.")
+        raise UsageError(
+            "--dataset and --split go with --weights; a run is evaluated on its own data set. Leave them out."
+        )
     common.set_up_devices()
     with hosts.session(options.coordinator, options.num_processes, options.process_id, options.timeout):
         if options.weights:
@@ -231,7 +241,7 @@ def _export(options):
     from alexnet_jax import data, export
 
     common.check_network(options)
-    # Nothing here needs the accelerator, whose memory another program may have.
+    # Nothing here needs the accelerator, and another program may use its memory.
     jax.config.update("jax_platforms", "cpu")
     if options.format == "savedmodel":
         data.hide_accelerators_from_tensorflow()

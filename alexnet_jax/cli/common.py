@@ -1,8 +1,8 @@
-"""What several commands share: the network that they are given, the file that they write."""
+"""Shared by several commands: the options for a network, and checks of the file to write."""
 
 import contextlib
 
-# Heavy imports stand where they are used, so that --help is quick.
+# Heavy imports are inside the functions that use them, so that --help is quick.
 
 
 def positive(text: str) -> int:
@@ -19,12 +19,12 @@ def add_network(parser) -> None:
     """Adds --workdir or --weights, and --checkpoint."""
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--workdir", help="folder of the run")
-    network.add_argument("--weights", help="or weights, as convert takes them")
+    network.add_argument("--weights", help="or a file of weights, as for convert")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
 
 
 def read_network(options):
-    """The convert.Weights that add_network's options name."""
+    """The convert.Weights for the options of add_network."""
     from alexnet_jax import convert
 
     check_network(options)
@@ -32,7 +32,7 @@ def read_network(options):
 
 
 def check_network(options) -> None:
-    """Raises UsageError for the checkpoint of what is no run."""
+    """Raises UsageError if --checkpoint is given with --weights."""
     from alexnet_jax.errors import UsageError
 
     if options.weights and options.checkpoint != "last":
@@ -42,7 +42,7 @@ def check_network(options) -> None:
 
 
 def output(path: str, suffix: str = ""):
-    """The path of a file to write. Raises UsageError if its name ends otherwise, or its folder is not there."""
+    """The path of a file to write. Raises UsageError for another suffix, or if its folder does not exist."""
     from pathlib import Path
 
     from alexnet_jax.errors import UsageError
@@ -57,7 +57,7 @@ def output(path: str, suffix: str = ""):
 
 @contextlib.contextmanager
 def own_flags():
-    """Lets errors that name fields of a config name the command's flags instead."""
+    """Replaces names of config fields in errors by the command's flags."""
     from alexnet_jax.errors import UsageError
 
     try:
@@ -75,9 +75,9 @@ def open_split(dataset: str, data_dir: str, split: str, image_size: int):
 
 
 def set_up_devices(convolutions: bool = True) -> None:
-    """As main.py does: TensorFlow leaves the accelerator alone, programs are kept, convolutions are quick.
+    """Sets up JAX and TensorFlow as main.py does: accelerator for JAX only, compiled programs kept, fast convolutions.
 
-    Without `convolutions`, XLA keeps its own choice for a CPU, which multiplies large matrices faster.
+    Without `convolutions`, XLA keeps its default for a CPU, which multiplies large matrices faster.
     """
     from alexnet_jax import data, hosts
 

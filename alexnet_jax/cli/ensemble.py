@@ -10,13 +10,13 @@ from alexnet_jax.cli import common
 def add(commands) -> None:
     """Adds ensemble to the commands."""
     ensemble = commands.add_parser("ensemble", help="errors of the averaged probabilities of several runs")
-    ensemble.add_argument("--workdir", action="append", default=[], help="folder of a run; give each that takes part")
+    ensemble.add_argument("--workdir", action="append", default=[], help="folder of a run; give one for each network")
     ensemble.add_argument(
         "--predictions",
         action="append",
         default=[],
         metavar="FILE",
-        help="or what --save left of it; both may be mixed",
+        help="or a file that --save wrote; both may be mixed",
     )
     ensemble.add_argument(
         "--save", metavar="FOLDER", help="keep the predictions of the runs there, as NAME-DIGEST-VIEWS.npz"
@@ -28,17 +28,15 @@ def add(commands) -> None:
         choices=(1, 5, 10),
         help="views of each image; default: 1, and then as many as the runs allow",
     )
-    ensemble.add_argument("--split", help="instead of the runs' eval_split")
+    ensemble.add_argument("--split", help="split to evaluate on, instead of the runs' eval_split")
     ensemble.add_argument("--data_dir", help="instead of the runs' own")
     ensemble.add_argument(
         "--average",
         choices=("equal", "searched"),
         default="equal",
-        help="searched: weights are searched too, on every second example, and the errors are those of the others",
+        help="searched: also search weights, on every second example; the errors are then those of the others",
     )
-    ensemble.add_argument(
-        "--paper", action="store_true", help="fill in the paper's table 2 with these networks as well"
-    )
+    ensemble.add_argument("--paper", action="store_true", help="also print the paper's table 2 with these networks")
     ensemble.add_argument("--json", action="store_true", help="print one JSON object more")
     ensemble.set_defaults(run=_ensemble)
 
@@ -48,7 +46,7 @@ def _ensemble(options):
     from alexnet_jax.evaluation import ensemble, predict
 
     if options.save and not Path(options.save).is_dir():
-        raise UsageError(f"--save={options.save}, but there is no such folder. Make it, or give another.")
+        raise UsageError(f"--save={options.save}, but this folder does not exist. Make it, or give another.")
     common.set_up_devices()
     saved = [ensemble.load(path) for path in options.predictions]
     runs = [_open(workdir, options) for workdir in options.workdir]
@@ -59,7 +57,9 @@ def _ensemble(options):
     for group in groups:
         ensemble.check(group)
         if {member.digest for member in group} != {member.digest for member in groups[0]}:
-            raise UsageError("--predictions of 1 view and of more are not of the same networks. Give both of each.")
+            raise UsageError(
+                "--predictions with 1 view and with more views are of different networks. Give both for each network."
+            )
     made = saved + [
         one for workdir, run in zip(options.workdir, runs, strict=True) for one in _run(workdir, run, views, options)
     ]
@@ -74,7 +74,7 @@ def _ensemble(options):
 
 
 def _open(workdir, options):
-    """The weights of a run, its evaluation split, and both as a member."""
+    """The weights of a run, its evaluation split, and the member made of both."""
     from alexnet_jax import convert
     from alexnet_jax.evaluation import ensemble
     from alexnet_jax.training import setup
@@ -89,13 +89,13 @@ def _open(workdir, options):
 
 
 def _views(options, runs, saved):
-    """Numbers of views to test with: as asked for, else those of the saved predictions, else one and the runs' most."""
+    """Numbers of views: --views, else those of the saved predictions, else one and as many as all runs allow."""
     from alexnet_jax.errors import UsageError
 
     there = {one.views for one in saved}
     if options.views is not None and there - {options.views}:
         raise UsageError(
-            f"--views is {options.views}, and --predictions are of {sorted(there)} views. Leave one of them out."
+            f"--views is {options.views}, but --predictions have {sorted(there)} views. Leave one of them out."
         )
     if there:
         return sorted(there)
@@ -103,7 +103,7 @@ def _views(options, runs, saved):
 
 
 def _run(workdir, run, views, options):
-    """Yields a run's predictions, and keeps them if they are to be saved."""
+    """Yields a run's predictions, and saves them if --save is given."""
     from alexnet_jax.evaluation import ensemble
     from alexnet_jax.evaluation.trained import Trained
 
@@ -119,7 +119,7 @@ def _run(workdir, run, views, options):
 
 
 def _report(members, options):
-    """Prints the errors of the members and of all together, from as many views each; and gives them back."""
+    """Prints and returns the errors of the members and of the ensemble, all with the same number of views."""
     from alexnet_jax.evaluation import ensemble
 
     first, searched = members[0], options.average == "searched"

@@ -1,4 +1,4 @@
-"""The commands `predict`, the classes of images, and `submit`, the file that a challenge takes."""
+"""The commands `predict`, for the classes of images, and `submit`, for the file of a challenge."""
 
 import json
 import shutil
@@ -11,12 +11,18 @@ def add(commands) -> None:
     """Adds predict and submit to the commands."""
     predict = commands.add_parser("predict", help="the most probable classes of images")
     _add_network(predict)
-    predict.add_argument("--top", type=common.positive, default=5, help="classes to show of each; default 5")
-    predict.add_argument("--names", help="file with the names of the classes, one a line, instead of the run's own")
+    predict.add_argument(
+        "--top", type=common.positive, default=5, help="number of classes to show for each image; default 5"
+    )
+    predict.add_argument(
+        "--names", help="file with the names of the classes, one in each line, instead of the run's own"
+    )
     predict.add_argument("--json", action="store_true", help="print one JSON object for each image")
     predict.set_defaults(run=_predict)
 
-    submit = commands.add_parser("submit", help="five classes of each test image, as ILSVRC's server takes them")
+    submit = commands.add_parser(
+        "submit", help="the five most probable classes of each test image, in the format of ILSVRC's server"
+    )
     _add_network(submit)
     submit.add_argument("--output", required=True, help="the text file to write, one line for each image")
     submit.add_argument(
@@ -47,7 +53,7 @@ def _open(options):
     common.set_up_devices()
     weights = common.read_network(options)
     predict.check_views(weights, options.views)
-    return names, Trained.of(weights, batch_size=min(len(names), 64))  # a few images need not fill a batch
+    return names, Trained.of(weights, batch_size=min(len(names), 64))  # so that a few images do not need a whole batch
 
 
 def _predict(options):
@@ -56,7 +62,7 @@ def _predict(options):
 
     files, trained = _open(options)
     names = predict.class_names(trained.weights, options.names)
-    sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
+    sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are not valid text
     unread = 0
     for made in predict.predictions(trained, files, options.views):
         if made.error:
@@ -70,7 +76,7 @@ def _predict(options):
         elif best:
             print(_as_bars(made.name, best) if sys.stdout.isatty() else _as_line(made.name, best), flush=True)
     if unread:
-        raise UsageError(f"{unread} of {len(files)} files are no images that can be read; see above.")
+        raise UsageError(f"{unread} of {len(files)} files cannot be read as images; see above.")
 
 
 def _as_json(made, best):

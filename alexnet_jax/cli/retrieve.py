@@ -1,4 +1,4 @@
-"""The commands features, retrieve and codes: images that a network finds alike (paper, section 6.1)."""
+"""The commands features, retrieve and codes: search for similar images (paper, section 6.1)."""
 
 from alexnet_jax.cli import common
 
@@ -8,18 +8,18 @@ def add(commands) -> None:
     features = commands.add_parser("features", help="a layer's output for every image of a split, as an .npz file")
     common.add_network(features)
     features.add_argument("--dataset", required=True, help="as config.dataset")
-    features.add_argument("--split", default="train", help="of the data set; default train")
+    features.add_argument("--split", default="train", help="split of the data set; default train")
     features.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
-    features.add_argument("--layer", help="any of the network's; default the last before the classifier")
+    features.add_argument("--layer", help="any layer of the network; default the last before the classifier")
     features.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the file")
     features.add_argument("--batch_size", type=common.positive, default=64, help="images at a time")
     features.add_argument("--output", required=True, help="the .npz file to write")
     features.set_defaults(run=_features)
 
-    retrieve = commands.add_parser("retrieve", help="the images of an index that are nearest to some images")
+    retrieve = commands.add_parser("retrieve", help="the images of an index that are nearest to the given images")
     retrieve.add_argument("images", nargs="+", metavar="IMAGE", help="an image's file")
     common.add_network(retrieve)
-    retrieve.add_argument("--index", required=True, help="what features wrote, with the same network")
+    retrieve.add_argument("--index", required=True, help="a file that features wrote, with the same network")
     retrieve.add_argument(
         "--codes", help="a file that codes wrote: search only among the 100 images with the nearest codes"
     )
@@ -28,7 +28,7 @@ def add(commands) -> None:
 
     codes = commands.add_parser("codes", help="short binary codes of an index's images, by an auto-encoder")
     codes.add_argument("--index", required=True, help="what features wrote")
-    codes.add_argument("--bits", type=int, default=128, help="of a code, a multiple of 32")
+    codes.add_argument("--bits", type=int, default=128, help="number of bits of a code, a multiple of 32")
     codes.add_argument("--seed", type=int, default=0, help="of the auto-encoder")
     codes.add_argument("--output", required=True, help="the .npz file to write")
     codes.set_defaults(run=_codes)
@@ -58,7 +58,7 @@ def _retrieve(options):
     short = codes.read(options.codes, index) if options.codes else None
     weights = common.read_network(options)
     index.check_network(weights)
-    trained = Trained.of(weights, min(len(options.images), 64))  # a few need not fill a batch
+    trained = Trained.of(weights, min(len(options.images), 64))  # so that a few images do not need a whole batch
     squares = _images(options.images, trained.image_size)
     queries, top = trained.features(squares, index.layer), min(options.top, len(index))
     if short:
@@ -84,7 +84,7 @@ def _codes(options):
     encoder, stored, measured = codes.make(index.vectors, options.bits, options.seed)
     codes.write(path, stored, encoder, index)
     print(f"Wrote: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    print(f"Bytes per image: {stored.shape[1]}; of features {index.vectors[0].nbytes:,}")
+    print(f"Bytes per image: {stored.shape[1]}; as features {index.vectors[0].nbytes:,}")
     print(f"Queries: {measured.queries} images that the auto-encoder did not learn from")
     print(f"Recall@10 among the first {codes.SHORTLIST} by Hamming distance: {measured.recall:.3f}")
     print(f"Queries/s: by codes {measured.by_codes:,.0f}, exact {measured.exact:,.0f}")
@@ -106,5 +106,5 @@ def _images(paths, size):
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror}). Give the path of an image.") from error
         except ImageError as error:
-            raise UsageError(f"{path} does not decode as an image ({error}). Give another.") from error
+            raise UsageError(f"{path} does not decode as an image ({error}). Give another file.") from error
     return np.stack(squares)

@@ -6,7 +6,7 @@ torchvision      torchvision's alexnet: .safetensors, .pth
 caffe            bvlc_alexnet, bvlc_reference_caffenet: .caffemodel, .binaryproto
 workdir          a run of main.py
 
-No file is unpickled, but for PyTorch's own in its safe mode, which takes tensors and nothing else.
+No file is unpickled, except PyTorch's files in its safe mode, which accepts only tensors.
 """
 
 from pathlib import Path
@@ -21,16 +21,16 @@ __all__ = ["Weights", "convert", "read", "write"]
 
 
 def read(path: str | Path, mean: str | Path | None = None, checkpoint: Literal["last", "best"] = "last") -> Weights:
-    """Reads the weights of a network, with what else is needed to use them.
+    """Reads the weights of a network, and everything else that is needed to use them.
 
     Args:
       path: our own .safetensors; a state dict of torchvision's alexnet, as .safetensors, .pth or .pt;
         a .caffemodel; or the workdir of a run of main.py.
       mean: Caffe's mean file (.binaryproto), for a .caffemodel; without it, the mean colour of ILSVRC-2012.
-      checkpoint: which of a run's is read.
+      checkpoint: which checkpoint of a run is read.
 
     Raises:
-      UsageError: if there is no such file, or it is of another kind or another network.
+      UsageError: if the file does not exist, or is of another kind or of another network.
     """
     path, mean = check_there(path), None if mean is None else Path(mean).expanduser()
     kind = path.suffix.lower()
@@ -52,8 +52,8 @@ def read(path: str | Path, mean: str | Path | None = None, checkpoint: Literal["
             return caffe.read(path, mean)
     raise UsageError(
         f"{path} is a {kind or 'nameless'} file; accepted are .safetensors, PyTorch's .pth and .pt, Caffe's "
-        ".caffemodel and the workdir of a run. Other files may run code when they are loaded, or do not say their "
-        "layout: open it where it was written, and save the weights by "
+        ".caffemodel and the workdir of a run. Other files may run code when they are loaded, or do not give their "
+        "layout: open it in the program that wrote it, and save the weights by "
         "safetensors.torch.save_file(model.state_dict(), FILE)."
     )
 
@@ -62,7 +62,7 @@ def check_there(path: str | Path) -> Path:
     """The path, or UsageError if nothing is there."""
     path = Path(path).expanduser()
     if not path.exists():
-        raise UsageError(f"{path} is not there. Give the path of a file of weights, or of a run's workdir.")
+        raise UsageError(f"{path} does not exist. Give the path of a file of weights, or of a run's workdir.")
     return path
 
 
@@ -86,7 +86,7 @@ def convert(source: str | Path, dest: str | Path, mean: str | Path | None = None
 def _checked(dest):
     dest = Path(dest).expanduser()
     if dest.suffix != ".safetensors":
-        raise UsageError(f"{dest} is to be written; accepted is a name that ends in .safetensors. Give such a name.")
+        raise UsageError(f"{dest} cannot be written: accepted is a name that ends in .safetensors. Give such a name.")
     if not dest.parent.is_dir():
-        raise UsageError(f"{dest} is to be written, but there is no folder {dest.parent}. Make it, or give another.")
+        raise UsageError(f"{dest} cannot be written: there is no folder {dest.parent}. Make it, or give another.")
     return dest

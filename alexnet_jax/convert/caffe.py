@@ -1,7 +1,7 @@
-"""Caffe's bvlc_alexnet and bvlc_reference_caffenet, and what was fine-tuned from them.
+"""Caffe's bvlc_alexnet and bvlc_reference_caffenet, and networks fine-tuned from them.
 
-Caffe sees images of 256 x 256 pixels, channels in the order BGR, less a mean image at the crop's place, and of
-them the central 227 x 227. (It squeezes images to 256 x 256 where we cut the longer side.)
+Caffe takes images of 256 x 256 pixels with channels in the order BGR, cuts out the central 227 x 227, and subtracts the
+mean image at the same place. (It squeezes images to 256 x 256; here the longer side is cut.)
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.network import networks
 
 # The part of caffe.proto that is read: name, number and type of each field; a * for repeated ones. Packed floats and
-# strings are on the wire what bytes are; as bytes, floats need no Python object each, and text may be damaged.
+# strings are encoded like bytes. Read as bytes, floats need no Python object each, and damaged text is no error.
 MESSAGES = {
     "BlobShape": [("dim", 1, "int64*")],
     "BlobProto": [
@@ -31,7 +31,7 @@ MEAN = (122.67891434, 116.66876762, 104.00698793)  # RGB, of ILSVRC-2012's mean 
 
 
 def read(path: Path, mean: Path | None) -> Weights:
-    """Weights of a .caffemodel, in Caffe's old form or its new one, and of a mean file; as wide as they are."""
+    """The weights of a .caffemodel, in Caffe's old or new form, with the widths that it has; and its mean file."""
     net = _parse("NetParameter", path, "a .caffemodel")
     layers = [(layer.name.decode(errors="replace"), layer.blobs) for layer in (*net.layers, *net.layer)]
     names = [name for name, _ in layers]
@@ -46,8 +46,8 @@ def read(path: Path, mean: Path | None) -> Weights:
     }
     if not arrays:
         raise UsageError(
-            f"{path} has no layers with weights that are understood. If it is a .caffemodel of 2013, bring it up to "
-            "date by Caffe's upgrade_net_proto_binary."
+            f"{path} has no layers with weights that can be read. If it is a .caffemodel of 2013, convert it with "
+            "Caffe's upgrade_net_proto_binary first."
         )
     title, architecture = _network(net.name.decode(errors="replace"), names, path)
     pairs = {layer: (f"{name}.blobs[0]", f"{name}.blobs[1]") for layer, name in named.items()}
@@ -92,7 +92,7 @@ def _mean_image(path, architecture):
 
 
 def _array(blob, rank, where):
-    """A blob as float32, without the axes of 1 that Caffe's old form puts before, to have four."""
+    """A blob as float32, without the leading axes of size 1 with which Caffe's old form makes four axes."""
     shape = list(blob.shape.dim) if blob.HasField("shape") else [blob.num, blob.channels, blob.height, blob.width]
     while len(shape) > rank and shape[0] == 1:
         shape = shape[1:]

@@ -1,7 +1,7 @@
 """Kernels as PyTorch and Caffe keep them -> ours, towers first.
 
-Theirs: (O, I, h, w), dense (O, I), O over all towers, I what one kernel sees. They lay maps out for a dense
-layer as (C, H, W); we do each tower by itself, as (H, W, C/T).
+Their kernels are (O, I, h, w), and dense ones (O, I): O outputs of all towers, I inputs that one kernel sees. Before a
+dense layer they flatten maps as (C, H, W). Here each tower is flattened by itself, as (H, W, C/T).
 """
 
 import math
@@ -23,8 +23,8 @@ def to_towers(
     """Parameters of an architecture from another framework's arrays.
 
     Args:
-      architecture: tuple of layers; its maps and units are replaced by those that the arrays have.
-      arrays: kernels and biases, float32, by their names there.
+      architecture: tuple of layers; its maps and units are replaced by those of the arrays.
+      arrays: kernels and biases, float32, by the names that the other framework gives them.
       names: of the kernel and the bias, for each layer with weights.
       path: for errors.
 
@@ -32,14 +32,14 @@ def to_towers(
       The architecture of that width, and its tree of parameters.
 
     Raises:
-      UsageError: if an array is missing, left over or of another shape; names it.
+      UsageError: if an array is missing, not expected, or of another shape; the message names it.
     """
     layers = dict(zip(architectures.layer_names(architecture), architecture, strict=True))
     ranks = {}
     for name, (kernel, bias) in names.items():
         ranks |= {kernel: 4 if isinstance(layers[name], Conv) else 2, bias: 1}
     for name in sorted(ranks.keys() ^ arrays.keys()):
-        has = f"lacks {name}" if name in ranks else f"has {name} besides"
+        has = f"lacks {name}" if name in ranks else f"has the array {name}"
         raise UsageError(f"{path} {has}; accepted are {', '.join(ranks)}, and no others. Is it another network?")
     for name, rank in ranks.items():
         if arrays[name].ndim != rank or not arrays[name].size:
@@ -77,8 +77,8 @@ def _convert(architecture, arrays, names, path):
         ):
             if array.shape != shape:
                 raise UsageError(
-                    f"{path}: {array_name} is {list(array.shape)}; accepted is {list(shape)}, as the layers before it "
-                    "have it. Is it another network?"
+                    f"{path}: {array_name} is {list(array.shape)}; accepted is {list(shape)}, which fits the "
+                    "layers before it. Is it another network?"
                 )
         if flattened and isinstance(layer, Dense):
             kernel, flattened = _channels_last(kernel, towers, maps), False
@@ -93,7 +93,7 @@ def _kernel(kernel, towers):
 
 
 def _split(array, towers):
-    """(O, ...) -> (T, O/T, ...); the outputs of an odd number of classes are filled up with zeros, as model.py cuts."""
+    """(O, ...) -> (T, O/T, ...); zeros fill up an odd number of classes; model.py cuts them off."""
     surplus = -len(array) % towers
     array = np.concatenate([array, np.zeros((surplus, *array.shape[1:]), array.dtype)])
     return array.reshape(towers, -1, *array.shape[1:])

@@ -1,4 +1,4 @@
-"""torchvision's alexnet, and what was fine-tuned from it: its state dict as .safetensors, .pth or .pt.
+"""torchvision's alexnet, and networks fine-tuned from it: its state dict as .safetensors, .pth or .pt.
 
 Its own preprocessing: the shorter side to 256, the central 224 x 224, pixels / 255, less MEAN, divided by a
 deviation (Input.scale of TORCHVISION).
@@ -44,18 +44,20 @@ def load(path: Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise UsageError(
             f"{path} needs PyTorch to be read, which is not installed. Install it (pip install torch), or save the "
-            f"weights where it is, by {_SAVE}, and convert that."
+            f"weights on a machine that has it, by {_SAVE}, and convert that file."
         ) from error
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # what a file that is none of PyTorch's raises is anyone's guess
+    except Exception as error:  # PyTorch documents no errors for files of another kind
         raise UsageError(
             f"{path} is not read: PyTorch's safe mode refuses it ({type(error).__name__}). Either it holds more than "
-            "tensors, as a whole model does, and loading that would run code from the file; or it is no file of "
-            f"PyTorch's. Save the weights alone, by {_SAVE} or torch.save(model.state_dict(), 'alexnet.pth')."
+            "tensors, for example a whole model, and loading it would run code from the file; or PyTorch did not "
+            f"write it. Save the weights alone, by {_SAVE} or torch.save(model.state_dict(), 'alexnet.pth')."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise UsageError(f"{path} is no state dict, which has a tensor for each name. Save model.state_dict() alone.")
+        raise UsageError(
+            f"{path} is not a state dict: a state dict has a tensor for each name. Save model.state_dict() alone."
+        )
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             raise UsageError(f"{path}: {name} is {tensor.dtype}; accepted are floating-point types. Save it as one.")

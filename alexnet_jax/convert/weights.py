@@ -32,7 +32,7 @@ _predict = jax.jit(errors.predict, static_argnames=("network", "views", "mean_at
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
-    """A network with its weights, and what must be known to use it.
+    """A network with its weights, and everything that is needed to use it.
 
     Attributes:
       architecture: tuple of layers.
@@ -40,7 +40,7 @@ class Weights:
       mean_image: (S, S, 3) float32, pixels in 0..255; images have its size.
       pca: ColorPCA of the training set, or None if the source has none.
       mean_at: as in augment.means.
-      views: the largest number of views for a test, as in errors.predict; 5 where a mirrored image is not of its
+      views: the largest number of views for a test, as in errors.predict; 5 if a mirrored image is not of the same
         class.
       classes: a sentence on the order of the classes.
       source: what it was converted from.
@@ -89,7 +89,7 @@ class Weights:
 
     @property
     def preprocessing(self) -> str:
-        """What predict takes, and what it does to it, in a sentence."""
+        """A sentence: the images that predict takes, and what it does with them."""
         side, first, colour = len(self.mean_image), self.architecture[0], self.mean_image[0, 0]
         if (self.mean_image == colour).all():
             mean = "the colour " + ", ".join(f"{name} {value:g}" for name, value in zip("RGB", colour, strict=True))
@@ -103,7 +103,7 @@ class Weights:
 
 
 def classes_of(architecture: Architecture) -> str:
-    """The order of the classes in files that do not say it: 1000 classes are assumed to be ILSVRC-2012's."""
+    """The order of the classes if a file does not give it: 1000 classes are assumed to be those of ILSVRC-2012."""
     count = architecture[-1].units
     return ILSVRC_2012 if count == 1000 else f"{count} classes, in the order of the training that made the weights"
 
@@ -116,7 +116,7 @@ def expected(architecture: Architecture) -> dict:
 
 
 def check(params: dict, like: dict, path: Path) -> None:
-    """Raises UsageError unless parameters have the names and shapes of what is expected; names the first."""
+    """Raises UsageError unless parameters have the expected names and shapes; the message names the first."""
     stored, wanted = _flat(params), _flat(like)
     for name in sorted(stored.keys() | wanted.keys()):
         has, wants = (list(tree[name].shape) if name in tree else "nothing" for tree in (stored, wanted))
@@ -136,7 +136,7 @@ def write(weights: Weights, path: Path) -> None:
     metadata |= {name: str(getattr(weights, name)) for name in ("mean_at", "views", "classes", "source")}
     if weights.class_names is not None:
         metadata["class_names"] = json.dumps(weights.class_names)
-    # In the order of memory: safetensors writes the bytes as they lie.
+    # In C order: safetensors writes the bytes in the order of the memory.
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     write_whole(path, safetensors.numpy.save(arrays, metadata))
 
@@ -153,13 +153,11 @@ def load(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
                     )
             return file.metadata() or {}, {name: file.get_tensor(name).astype(np.float32) for name in names}
     except safetensors.SafetensorError as error:
-        raise UsageError(
-            f"{path} is no .safetensors file ({error}): it is another, or a part of one. Copy or save it again."
-        ) from error
+        raise UsageError(f"{path} is not a complete .safetensors file ({error}). Copy or save it again.") from error
 
 
 def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) -> Weights:
-    """The weights in what `load` read from a file that `write` wrote; UsageError if it does not fit together."""
+    """The weights from the values that `load` returns for a file of ours; UsageError if they do not fit together."""
     wanted = {FORMAT, "architecture", "mean_at", "views", "classes", "source"}
     if missing := wanted - metadata.keys():
         raise UsageError(f"{path} lacks {', '.join(sorted(missing))} in its metadata. Convert the source again.")
@@ -204,7 +202,7 @@ def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) 
     names = json.loads(metadata.get("class_names", "null"))
     if names is not None and len(names) != architecture[-1].units:
         raise UsageError(
-            f"{path} has the names of {len(names)} classes for a network of {architecture[-1].units}. Convert the "
+            f"{path} names {len(names)} classes, but its network has {architecture[-1].units}. Convert the "
             "source again."
         )
     return Weights(
@@ -226,13 +224,13 @@ def to_json(architecture: Architecture) -> str:
 
 
 def from_json(text: str) -> Architecture:
-    """What to_json wrote, strictly: TypeError or ValueError for a kind or a field that is not known."""
+    """The architecture that to_json wrote; TypeError or ValueError for a kind or a field that is not known."""
     return tuple(_layer(kind, dict(fields)) for kind, fields in json.loads(text))
 
 
 def _layer(kind, fields):
     if kind not in _KINDS:
-        raise ValueError(f"{kind!r} is no layer; there are {', '.join(_KINDS)}.")
+        raise ValueError(f"{kind!r} is not a layer; accepted are {', '.join(_KINDS)}.")
     names = [field.name for field in dataclasses.fields(_KINDS[kind])]
     if unknown := fields.keys() - set(names):
         raise ValueError(f"{kind} has no field {', '.join(sorted(unknown))}; it has {', '.join(names) or 'none'}.")

@@ -27,13 +27,13 @@ def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
     classes = notes.get("num_classes") or config.num_classes
     if not classes or not networks.exists(config.architecture):
         raise UsageError(
-            f"{workdir} holds a run of another version of this program, which does not say its "
+            f"{workdir} holds a run of another version of this program, and it does not give its "
             f"{'architecture' if classes else 'number of classes'}. Convert it with the version that trained it."
         )
     architecture = with_classes(networks.named(config.architecture), classes)
     check(params, expected(architecture), workdir)
     statistics = jax.tree.map(np.float32, Statistics.load(workdir / "statistics.npz"))
-    # Of folder:PATH only the last folder's name: the file may be given to others, and the path is private.
+    # Of folder:PATH only the last folder's name is kept: others may get the file, and the path is private.
     dataset = config.dataset.rstrip("/").rpartition("/")[2]
     return Weights(
         architecture=architecture,
@@ -64,6 +64,6 @@ def _read_checkpoint(workdir, which):
 
 
 def _class_names(path, count):
-    """Those that the data set of the run has, if it names its classes and the network has no more than these."""
+    """The class names of the run's data set, if it has names and the network has as many classes."""
     names = json.loads(path.read_text()) if path.exists() else None
     return tuple(names) if names and len(names) == count else None

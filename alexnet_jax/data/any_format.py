@@ -1,4 +1,4 @@
-"""Images from anywhere, of any format that Pillow reads, as the network sees those it was trained on."""
+"""Images of any format that Pillow reads, with the same pixels that training would give the network."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL.ExifTags import Base as Tag
 from alexnet_jax.data.images import MAX_PIXELS, ImageError, decode_square
 
 Image.init()
-# EPS is a program that Ghostscript would have to run. Of the other formats Pillow reads the name only.
+# EPS is a program that Ghostscript would run. The other formats here are known to Pillow by name only.
 FORMATS = [name for name in Image.OPEN if name not in {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}]
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 """How the names of image files end, in lower case."""
@@ -28,8 +28,8 @@ _UPRIGHT = {
 def read_square(encoded: bytes, size: int) -> np.ndarray:
     """Decodes an image of any format, rescales its shorter side to `size` and cuts out the central square.
 
-    Where images.decode_square reads it, the pixels are those that it trains on. Otherwise Pillow reads it: the first
-    image of several, transparency over white, of 16 bits the upper 8. Unlike there, a note on rotation (EXIF) is
+    If images.decode_square can read the file, the pixels are the same as in training. Otherwise Pillow reads it: the
+    first image of several, transparency over white, the upper 8 bits of 16. Unlike in training, the EXIF orientation is
     followed.
 
     Args:
@@ -40,7 +40,7 @@ def read_square(encoded: bytes, size: int) -> np.ndarray:
       (size, size, 3) uint8.
 
     Raises:
-      ImageError: if it is no image, is damaged, or claims more pixels than examples.MAX_PIXELS or Pillow's limit.
+      ImageError: if it is no image, is damaged, or has more pixels than images.MAX_PIXELS or Pillow's limit.
 
     Source: paper, section 2.
     """
@@ -58,12 +58,12 @@ def _orientation(encoded):
     try:
         with _open(encoded) as image:
             return image.getexif().get(Tag.Orientation, 1)
-    except Exception:  # the image is good, whatever its note is
+    except Exception:  # the image is good, even if its EXIF data is not
         return 1
 
 
 def _as_bmp(encoded, refused):
-    """What Pillow reads, as a file that decode_square reads; `refused` is why it did not."""
+    """Reads a file with Pillow and returns it as a BMP for decode_square; `refused` is the error of decode_square."""
     try:
         with _open(encoded) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -73,7 +73,7 @@ def _as_bmp(encoded, refused):
         raise refused from None
     except ImageError:
         raise
-    except Exception as error:  # of many kinds, as each format has a parser of its own
+    except Exception as error:  # of many types: each format has its own parser
         raise ImageError(str(error) or type(error).__name__) from error
     file = io.BytesIO()
     rgb.save(file, "BMP")

@@ -1,4 +1,4 @@
-"""Batches in an order that is a pure function of (seed, epoch), read from any step on."""
+"""Batches in an order that is a pure function of (seed, epoch); reading can start at any step."""
 
 import functools
 import math
@@ -47,8 +47,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """The batches of the steps start..stop-1; nothing before `start` is read.
 
-    `index` is the running number of an example in the whole run (modulo 2^32), the name
-    by which its random numbers are drawn.
+    `index` is the number of an example in the whole run (modulo 2^32). Its random numbers are drawn by this number.
 
     Args:
       source: the training split.
@@ -82,7 +81,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, rows: slic
     def positions(step):
         return (step * batch_size + np.arange(batch_size))[rows]
 
-    # The places past the end repeat the last example, and do not count.
+    # Places after the end repeat the last example, and the mask leaves them out.
     batches = _read(source, lambda step: np.minimum(positions(step), count - 1), 0, stop, image_size)
     for step, (image, label) in enumerate(batches):
         index = positions(step)
@@ -100,14 +99,14 @@ def _read(source: Source, examples, start: int, stop: int, image_size: int):
         try:
             return _decode(source, examples(int(step)), memory.take(), pool)
         except Exception as error:
-            failures[int(step)] = error  # TensorFlow passes on no more than its text
+            failures[int(step)] = error  # TensorFlow passes on only its text
             raise
 
     def fetch_in_graph(step):
         return tf.numpy_function(fetch, [step], (tf.uint8, tf.int32), stateful=False)
 
     with ThreadPoolExecutor(_cores(), thread_name_prefix="decode") as pool:
-        # Two batches at a time, so that no core waits for the last images of one of them.
+        # Two batches at a time, so that no core waits for the last images of a batch.
         dataset = tf.data.Dataset.range(start, stop).map(fetch_in_graph, num_parallel_calls=2).prefetch(1)
         options = tf.data.Options()
         options.autotune.enabled = False  # there is nothing to tune, and its thread is slow to end
@@ -123,7 +122,7 @@ def _read(source: Source, examples, start: int, stop: int, image_size: int):
 def _decode(source: Source, indices: np.ndarray, images: np.ndarray, pool: ThreadPoolExecutor):
     """Fills images (N, S, S, 3) uint8 with N examples, decoded in parallel; returns them and labels (N,) int32."""
     size, labels = images.shape[1], np.empty(len(indices), np.int32)
-    firsts = iter(range(0, len(indices), _PART))  # which the threads share
+    firsts = iter(range(0, len(indices), _PART))  # the threads share this iterator
     failures = {}
 
     def fill():
@@ -148,7 +147,7 @@ def _decode(source: Source, indices: np.ndarray, images: np.ndarray, pool: Threa
 
     for done in [pool.submit(fill) for _ in range(_cores())]:
         done.result()
-    if failures:  # all before the first of them were taken, and so are done
+    if failures:  # the first failure in order: all earlier parts are done
         raise failures[min(failures)]
     return images, labels
 
@@ -166,7 +165,7 @@ class _Memory:
         """An uninitialized uint8 array that nobody else has."""
         with self._lock:
             for block in self._blocks:
-                if sys.getrefcount(block) == 3:  # held by the list, by `block` and by the call alone
+                if sys.getrefcount(block) == 3:  # only the list, `block` and this call refer to it
                     break
             else:
                 block = np.empty(self._size + self._ALIGNMENT, np.uint8)

@@ -19,7 +19,7 @@ WHERE = "https://image-net.org/download-images"
 
 
 def label_of(file_name: str, synset: str | None, place: str) -> int:
-    """The label of an image that lies in the folder or tar of a synset, or, if None, is named as ILSVRC's own are.
+    """The label of an image: of its folder or tar, `synset`; or if None, by its file name, as ILSVRC names files.
 
     Raises:
       UsageError: if the synset is not a class, if the file's own name has another synset, or if neither names one.
@@ -37,7 +37,8 @@ def label_of(file_name: str, synset: str | None, place: str) -> int:
         )
     if named not in (None, synset):
         raise UsageError(
-            f"{place} holds {file_name} as {synset}, but it is one of {named}. Move it there, or unpack the tar again."
+            f"{place} holds {file_name} as {synset}, but its name says that it is one of {named}. Move it there, or "
+            "unpack the tar again."
         )
     return _labels()[synset]
 
@@ -48,7 +49,7 @@ def _labels():
 
 
 def as_tfds_stores(file_name: str, encoded: bytes) -> bytes:
-    """What TFDS stores instead of a file: the few in CMYK, and one PNG, as RGB JPEG of quality 100.
+    """The bytes that TFDS stores for a file: the few CMYK images and one PNG become RGB JPEGs of quality 100.
 
     Raises:
       ImageError: if such a file does not decode.

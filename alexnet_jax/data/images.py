@@ -7,11 +7,11 @@ import numpy as np
 import simplejpeg
 import tensorflow as tf
 
-MAX_PIXELS = 2**27  # a header that claims more is not believed: 400 MB as uint8
+MAX_PIXELS = 2**27  # an image of more pixels is refused: these are 400 MB as uint8
 ACCEPTED = "JPEG, PNG, GIF and BMP of at most 134 million pixels"
 
 cv2.setNumThreads(1)  # each image has a thread already
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is broken is named by our own error
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # broken images get an error of our own
 
 
 class ImageError(ValueError):
@@ -21,19 +21,19 @@ class ImageError(ValueError):
 def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, exact: bool = False) -> np.ndarray:
     """Decodes an image, rescales its shorter side to `size` and cuts out the central square.
 
-    An image whose shorter side is `size` already keeps its pixels. Others go through bilinear
-    interpolation after the JPEG decoder's own reduction by 2, 8/3, 4 or 8, with a 3x3 Gaussian before
-    it where more than 1.5 pixels become one: a photograph costs little more than its decoding.
-    With `exact`, through a triangle as wide as the reduction, in float32, and nothing else.
+    If the shorter side is `size` already, the pixels do not change. Otherwise the JPEG decoder first reduces the image
+    by 2, 8/3, 4 or 8. A 3x3 Gaussian follows if more than 1.5 pixels then become one, and then bilinear interpolation.
+    This is fast: it takes little longer than the decoding. With `exact`, the image is rescaled in float32 by a
+    triangle filter as wide as the reduction, and by nothing else.
 
-    As in TFDS's imagenet2012, a note on rotation (EXIF) is ignored; grey images get three equal
-    channels, CMYK becomes RGB, of 16 bits the upper 8 are kept and of an animation the first image.
+    As in TFDS's imagenet2012, the EXIF orientation is ignored. Grey images get three equal channels, and CMYK becomes
+    RGB. Of 16-bit images the upper 8 bits are kept, and of an animation the first image.
 
     Args:
       encoded: a JPEG, PNG, GIF or BMP.
       size: side of the result in pixels.
       out: (size, size, 3) uint8, C-contiguous, to be filled; made if None.
-      exact: whether quality comes before speed; for data that is prepared once.
+      exact: whether to prefer quality to speed; for data that is prepared once.
 
     Returns:
       `out`.
@@ -47,7 +47,7 @@ def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, e
     height, width, plain = _header(encoded)
     if not 0 < height * width <= MAX_PIXELS:
         raise ImageError(f"its header claims {width} x {height} pixels")
-    if plain and height == width == size:  # as prepared data is: nothing is left to do
+    if plain and height == width == size:  # prepared data has this size: nothing is left to do
         return _decode_plain(encoded, buffer=out)
     reduces = not exact and min(height, width) > size
     image = _decode_plain(encoded, size if reduces else 0) if plain else _decode_other(encoded)  # (H, W, 3)
@@ -59,7 +59,7 @@ def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, e
 
 
 def _header(encoded: bytes) -> tuple[int, int, bool]:
-    """Height and width as an image claims them, and whether it is a JPEG of the usual kind."""
+    """Height and width from the header of an image, and whether it is a JPEG of the usual kind."""
     try:
         if encoded[:2] == b"\xff\xd8":
             return _jpeg_header(encoded)
@@ -81,7 +81,7 @@ def _jpeg_header(encoded):
         height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
         return height, width, colors in ("YCbCr", "Gray", "RGB")
     except ValueError:
-        pass  # a kind that libjpeg-turbo's simple interface does not know
+        pass  # a kind that simplejpeg does not read
     try:
         height, width, _ = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
     except tf.errors.InvalidArgumentError as error:
@@ -90,14 +90,14 @@ def _jpeg_header(encoded):
 
 
 def _decode_plain(encoded, at_least=0, buffer=None):
-    """A JPEG, reduced by 2, 8/3, 4 or 8 as long as no side falls below `at_least`, unless that is 0."""
+    """A JPEG, reduced by 2, 8/3, 4 or 8 so that no side is smaller than `at_least`; not reduced if that is 0."""
     reduced = {}
-    if at_least:  # colours need no smoothing where pixels are joined afterwards
+    if at_least:  # colours need no smoothing if the image is reduced afterwards
         reduced = {"min_height": at_least, "min_width": at_least, "min_factor": 2, "fastupsample": True}
     try:
         return simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer, **reduced)
     except ValueError as error:
-        if "extraneous bytes" not in str(error):  # they do no harm (many of TFDS's cats_vs_dogs have them)
+        if "extraneous bytes" not in str(error):  # warnings do no harm (many images of TFDS's cats_vs_dogs cause them)
             raise ImageError(str(error)) from error
     image = _decode_other(encoded)
     if buffer is None:
@@ -119,7 +119,7 @@ def _decode_other(encoded):
 
 
 def _decode_bmp(encoded):
-    # TensorFlow takes no notice of a BMP's palette.
+    # TensorFlow ignores the palette of a BMP.
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise ImageError("Invalid BMP data")

@@ -1,6 +1,6 @@
 """Where original images come from: folders, ImageNet's tars, or a dataset that TFDS made.
 
-Each is first listed, and then read at random by however many processes.
+All images are listed first. Then any number of processes read them in any order.
 """
 
 import dataclasses
@@ -55,7 +55,8 @@ def list_originals(source: str, dataset: str, data_dir: str, kept: Path) -> Orig
       source: "tfds:NAME" (in data_dir, or instead of NAME the folder of its records), "tars:FOLDER" or "folder:FOLDER".
       dataset: "imagenet2012", whose classes and labels are known, or any other name.
       data_dir: where TFDS keeps its datasets; "" for its default.
-      kept: file for the list of tars and records, which takes minutes to make; used if they have not changed since.
+      kept: file that keeps the list of tars and records, which takes minutes to make. It is used again if the tars or
+        records have not changed.
 
     Raises:
       UsageError: if the source is not there, damaged, or not what `dataset` says.
@@ -77,7 +78,7 @@ def list_originals(source: str, dataset: str, data_dir: str, kept: Path) -> Orig
 
 
 def absolute(source: str) -> str:
-    """A source that means the same in any folder. Raises UsageError if it is none."""
+    """The source with an absolute path. Raises UsageError if this kind of source is not known."""
     kind, _, place = source.partition(":")
     if not place or kind not in ("tfds", "tars", "folder"):
         raise UsageError(f"--source={source} is not known; accepted are {ACCEPTED}. Give one of them.")
@@ -95,7 +96,7 @@ def read(kind: str, original: Original) -> bytes:
                 file.seek(original.start)
                 record = file.read(-1 if kind == "file" else original.size)
             if len(record) != original.size:
-                raise ValueError(f"of {original.size:,} bytes there are {len(record):,}")
+                raise ValueError(f"{len(record):,} of {original.size:,} bytes were read")
         return record if kind in ("file", "tar") else _features(record)["image"].bytes_list.value[0]
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise UsageError(
@@ -104,7 +105,7 @@ def read(kind: str, original: Original) -> bytes:
         ) from error
 
 
-@functools.lru_cache(500)  # of the 1024 that TFDS's ImageNet has; a process may often open no more than that
+@functools.lru_cache(500)  # TFDS's ImageNet has 1024 files, and many systems let a process open no more than that
 def _array_record(path):
     return ArrayRecordReader(path, options="readahead_buffer_size:0,max_parallelism:0")
 
@@ -112,14 +113,14 @@ def _array_record(path):
 def _features(record):
     try:
         return tf.train.Example.FromString(record).features.feature
-    except Exception as error:  # protobuf's own, of no kind that Python knows
+    except Exception as error:  # an error of protobuf, which is none of Python's types
         raise ValueError(str(error)) from error
 
 
 def _check_imagenet(source, splits):
     for split, whole in imagenet.IMAGES.items():
         if not (examples := splits.get(split)):
-            raise UsageError(f"{source} holds no images of {split}; accepted is a source of both splits. Bring them.")
+            raise UsageError(f"{source} holds no images of {split}; accepted is a source with both splits. Add them.")
         classes = len({example.label for example in examples})
         if (len(examples), classes) != (whole, 1000):
             print(
@@ -137,8 +138,8 @@ def _check_names(examples, where):
                 "prepare a data set of your own with --dataset=NAME."
             )
         seen.add(name)
-        if not name.isprintable():  # neither a line of a list nor UTF-8
-            raise UsageError(f"{where}: {name!r} is no name that can be printed. Give that image another.")
+        if not name.isprintable():  # it would break the list of files, or is not UTF-8
+            raise UsageError(f"{where}: {name!r} cannot be printed. Give that image another name.")
 
 
 # Folders
@@ -163,8 +164,10 @@ def _folder(root: Path, dataset: str) -> Originals:
         if split is None:
             print(f"Left out: {path}, which is neither train nor val.")
             continue
-        if not re.fullmatch(r"\w+", split) or split == "all":  # which is TFDS's name for all of them
-            raise UsageError(f"{path}: a split's name has letters, digits and _ only, and is not all. Rename it.")
+        if not re.fullmatch(r"\w+", split) or split == "all":  # TFDS uses this name for all splits together
+            raise UsageError(
+                f"{path}: the name of a split has only letters, digits and _, and is not `all`. Rename it."
+            )
         files = _split_folder(Path(path), is_imagenet, labels)
         if examples := list(tqdm(files, f"Listing {path}", unit=" files", mininterval=1)):
             splits.setdefault(split, []).extend(examples)
@@ -181,8 +184,10 @@ def _visible(folder):
 def _split_folder(folder: Path, is_imagenet: bool, labels: dict[str, int]) -> Iterator[Original]:
     for entry in _visible(folder):
         if entry.is_dir():
-            if entry.name != entry.name.strip():  # TFDS would read it back without them
-                raise UsageError(f"{entry.path!r}: a class's name has no blanks around it. Rename that folder.")
+            if entry.name != entry.name.strip():  # TFDS would read it without the blanks
+                raise UsageError(
+                    f"{entry.path!r}: the name of a class must not start or end with a blank. Rename that folder."
+                )
             for file in _visible(entry):
                 if not file.is_file():
                     raise UsageError(f"{file.path} is no file; accepted is SPLIT/CLASS/FILE. Move it away.")
@@ -194,7 +199,7 @@ def _split_folder(folder: Path, is_imagenet: bool, labels: dict[str, int]) -> It
             yield _of_file(entry, entry.name, imagenet.label_of(entry.name, None, str(folder)))
         elif entry.name.lower().endswith(_IMAGES) and folder.name != "test":  # a test set may have no labels
             raise UsageError(
-                f"{entry.path} lies in no class folder; accepted is SPLIT/CLASS/FILE. Move it into one, or, if "
+                f"{entry.path} is not in a class folder; accepted is SPLIT/CLASS/FILE. Move it into one, or, if "
                 f"{folder.name} is a class, give the folder above {folder.parent}."
             )
 
@@ -227,7 +232,7 @@ def _tars(folder: Path, dataset: str, kept: Path) -> Originals:
                 splits[split] = list(images)
         except (tarfile.TarError, EOFError) as error:
             raise UsageError(
-                f"{path} is no whole tar ({error}). Fetch it again and compare its checksum with the one given there."
+                f"{path} is not a complete tar ({error}). Fetch it again and compare its checksum."
             ) from error
     _save_list(kept, key, splits)
     return Originals("tar", synsets(), splits, key)
@@ -235,7 +240,7 @@ def _tars(folder: Path, dataset: str, kept: Path) -> Originals:
 
 def _files_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     yield from filter(tarfile.TarInfo.isreg, tar)
-    tar.fileobj.seek(tar.offset)  # where tarfile found the end, or took a damaged header for it
+    tar.fileobj.seek(tar.offset)  # where tarfile found the end, or a damaged header that it reads as the end
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("it ends early, or a header is damaged")
 
@@ -346,8 +351,8 @@ def _each_record(kind, path) -> Iterator[tuple[int, int, bytes]]:
         for index in range(reader.num_records()):
             yield index, 0, reader.read([index])[0]
         return
-    start = 12  # before each record stand its length (8 bytes) and that one's checksum (4), after it its own (4)
-    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():  # which compares the checksums
+    start = 12  # before each record: its length (8 bytes) and the length's checksum (4); after it: its own checksum (4)
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():  # this compares the checksums
         yield start, len(record), record
         start += len(record) + 16
 

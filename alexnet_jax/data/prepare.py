@@ -3,8 +3,8 @@
 DATA_DIR/NAME_square/SIZE/VERSION.incomplete/ holds the work until it is done:
 
 records/    what becomes DATA_DIR/NAME_square/SIZE/VERSION in one rename
-notes/      for each shard that is done: of what it was made, and the sums of its images
-list.json   the list of the originals, where it takes minutes to make
+notes/      for each finished shard: a digest of its inputs, and the sums of its images
+list.json   the list of the originals, for tars and records
 command.txt the command that continues
 """
 
@@ -56,8 +56,8 @@ def prepare(
 ) -> Path:
     """Makes a dataset of square images, if it is not there already; continues where an earlier call was stopped.
 
-    The bytes of its files depend on the images, their names and labels, image_size and encoding only. Workers
-    import the script that calls this, which therefore needs `if __name__ == "__main__":`, unless workers is 1.
+    The bytes of its files depend only on the images, their names and labels, image_size and encoding. Workers
+    import the script that calls this. So that script needs `if __name__ == "__main__":`, unless workers is 1.
 
     Args:
       source: "tfds:NAME", "tars:FOLDER" or "folder:FOLDER"; see originals.list_originals.
@@ -65,15 +65,15 @@ def prepare(
       image_size: side of the images in pixels; the paper's 256.
       dataset: the name that config.dataset will give: "imagenet2012", or for other images any other.
       encoding: "jpeg" of quality 95, or "raw": the pixels, larger and quicker to read.
-      broken: of images that do not decode: "fatal" or "skip".
-      workers: processes; 1 is this one alone, None as many as there are cores, and memory for.
+      broken: what to do with images that do not decode: "fatal" or "skip".
+      workers: number of processes; 1 is only this process; None is one for each core, if the memory is enough.
 
     Returns:
       The folder of the records. It has its name only when it is whole.
 
     Raises:
-      UsageError: for originals that are missing or broken, a disk that is full, another call at work on the same,
-        or one stopped there that had another source or encoding.
+      UsageError: for originals that are missing or broken, a disk that is full, another process that prepares the same
+        data, or a stopped call there with another source or encoding.
 
     Source: paper, section 2.
     """
@@ -85,7 +85,7 @@ def prepare(
         source = absolute(source)
         if not _is_there(final, encoding):
             with _alone(incomplete):
-                if not _is_there(final, encoding):  # another may have ended just now
+                if not _is_there(final, encoding):  # another process may have finished just now
                     _begin(incomplete, _command(source, data_dir, image_size, dataset, encoding, broken))
                     originals = list_originals(source, dataset, data_dir, incomplete / "list.json")
                     work = Work(
@@ -106,7 +106,7 @@ def prepare(
 
 def _default_workers():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    meminfo = Path("/proc/meminfo")  # where memory that only caches files is available; to os.sysconf it is not
+    meminfo = Path("/proc/meminfo")  # it counts memory that only caches files as available; os.sysconf does not
     found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text() if meminfo.is_file() else "")
     return max(1, min(cores, int(int(found[1]) * 1024 / _BYTES_A_WORKER))) if found else cores
 
@@ -119,14 +119,14 @@ def folder_of(dataset: str, data_dir: str, image_size: int) -> Path:
 
 
 def open_prepared(dataset: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuilder | None:
-    """The builder of a prepared dataset, or None. Raises UsageError where it is only begun."""
+    """The builder of a prepared dataset, or None. Raises UsageError if its preparation is not finished."""
     folder = folder_of(dataset, data_dir, image_size)
     if (folder / "dataset_info.json").is_file():
         return tfds.builder_from_directory(folder)
     command = folder.with_name(folder.name + ".incomplete") / "command.txt"
     if command.is_file():
         raise UsageError(
-            f"{folder} is not whole yet: its preparation was stopped or is at work. To continue:\n"
+            f"{folder} is not finished: its preparation was stopped, or is running. To continue:\n"
             f"  {command.read_text()}"
         )
     return None
@@ -139,7 +139,7 @@ def read_statistics(builder: tfds.core.DatasetBuilder) -> Statistics | None:
 
 
 def how_to_prepare_imagenet(data_dir: str, image_size: int) -> str:
-    """What to get, and the command for it, in words."""
+    """What to download, and the command to prepare it, in words."""
     command = _command("tars:FOLDER", data_dir, image_size, imagenet.NAME, "jpeg", "fatal")
     return (
         f"Get {imagenet.TARS[0]} (138 GB) and {imagenet.TARS[1]} (6.3 GB) from {imagenet.WHERE}, put both into one "
@@ -158,7 +158,9 @@ def _command(source, data_dir, image_size, dataset, encoding, broken):
 
 def _check_options(dataset, encoding, broken, image_size):
     if not re.fullmatch("[a-z][a-z0-9_]*", dataset):
-        raise UsageError(f"--dataset={dataset} is no name; accepted are a-z, 0-9 and _, a letter first. Set another.")
+        raise UsageError(
+            f"--dataset={dataset} is not a name; accepted are a-z, 0-9 and _, with a letter first. Set another name."
+        )
     for option, value, accepted in (("encoding", encoding, ENCODINGS), ("broken", broken, ("fatal", "skip"))):
         if value not in accepted:
             raise UsageError(
@@ -171,13 +173,13 @@ def _check_options(dataset, encoding, broken, image_size):
 def _is_there(final, encoding):
     if not (final / "dataset_info.json").is_file():
         if final.exists() and any(final.iterdir()):
-            raise UsageError(f"{final} is there without dataset_info.json. Remove it, or give another --data_dir.")
+            raise UsageError(f"{final} exists, but has no dataset_info.json. Remove it, or give another --data_dir.")
         return False
     image = tfds.builder_from_directory(final).info.features["image"]
     stored = "jpeg" if isinstance(image, tfds.features.Image) else "raw"
     if stored != encoding:
         raise UsageError(
-            f"{final} is there with --encoding={stored}, and this is --encoding={encoding}. Remove that folder, or "
+            f"{final} exists with --encoding={stored}, but now --encoding={encoding} was given. Remove that folder, or "
             "give another --data_dir."
         )
     print(f"Already prepared: {final}; to make it again, remove that folder.")
@@ -191,7 +193,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"Another prepare is at work in {folder}. Wait for its end, or stop it.") from error
+            raise UsageError(f"Another `prepare` is running in {folder}. Wait until it ends, or stop it.") from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
@@ -200,12 +202,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _begin(folder, command):
-    """Notes the command, unless what is done already is of another one."""
+    """Writes down the command. Raises UsageError if another command has already made shards there."""
     path = folder / "command.txt"
     begun = path.read_text() if path.is_file() else command
     one, other = (text.replace(" --broken=skip", "") for text in (begun, command))
     if one != other and any((folder / "notes").glob("*.npz")):
-        raise UsageError(f"{folder} was begun with\n  {begun}\nContinue with that, or remove {folder}.")
+        raise UsageError(f"{folder} was started with\n  {begun}\nContinue with this command, or remove {folder}.")
     write_whole(path, command)
 
 
@@ -240,7 +242,7 @@ def _write_lines(path, lines):
 
 
 def plan(work: Work, originals: Originals) -> list[Shard]:
-    """Deals the images out by hashes of their names: shuffled, and one more or less changes one shard alone."""
+    """Distributes the images over shards by hashes of their names: one image more or less changes only one shard."""
     shards = []
     for split, examples in originals.splits.items():
         count = number_of_shards(len(examples), work)
@@ -258,14 +260,14 @@ def plan(work: Work, originals: Originals) -> list[Shard]:
 
 
 def number_of_shards(images: int, work: Work) -> int:
-    """The power of two nearest to 5,000 JPEGs or 200 MB of pixels a shard: a few images more seldom change it."""
+    """The power of two nearest to 5,000 JPEGs or 200 MB of pixels in a shard; a few more images seldom change it."""
     raw = work.encoding == "raw"
     shards = images * work.image_size**2 * 3 / _RAW_BYTES_A_SHARD if raw else images / _JPEGS_A_SHARD
     return 2 ** max(0, round(np.log2(max(shards, 1))))
 
 
 def _clean(work, done):
-    """Removes what a stopped command left behind, and what is of no more use."""
+    """Removes the files of a stopped command that are not of use."""
     stays = {path for shard in done for path in (shard.path(work), shard.note(work))}
     goes = {*work.records.iterdir(), *(work.folder / "notes").iterdir()} - stays
     if stale := sum(path.suffix == ".npz" for path in goes):

@@ -36,7 +36,7 @@ class Work:
     encoding: str
     skip: bool  # whether broken images are left out
     kind: str  # of the originals' files
-    as_tfds: bool  # whether the originals are ImageNet's as they were published, not as TFDS stores them
+    as_tfds: bool  # whether the originals are ImageNet's published files, not those that TFDS stores
 
     @property
     def records(self) -> Path:
@@ -62,7 +62,9 @@ class Shard:
 
 
 def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
-    """Writes one shard and then its note. Returns what is broken; if that is not to be skipped, nothing is written."""
+    """Writes one shard and then its note. Returns a line for each broken image; if there is one and it must not be
+    skipped, nothing is written.
+    """
     note, path = shard.note(work), shard.path(work)
     note.unlink(missing_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -117,7 +119,7 @@ def _square(work, name, encoded):
 
 
 def _record(stored, example):
-    """A tf.train.Example as TFDS serializes it, but for the order of its features, which there is left to chance."""
+    """A tf.train.Example as in TFDS, but its features are in a fixed order; in TFDS their order is random."""
     feature = tf.train.Feature
     features = {
         "image": feature(bytes_list=tf.train.BytesList(value=[stored])),
@@ -137,7 +139,7 @@ def _writing(path):
 
 
 def read_note(work, shard):
-    """What make_shard noted of a shard, if it is whole and of the one that is wanted; otherwise None."""
+    """The note that make_shard wrote, if it is complete and belongs to this shard; otherwise None."""
     try:
         with np.load(shard.note(work)) as arrays:
             note = dict(arrays)

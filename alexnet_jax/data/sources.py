@@ -1,7 +1,7 @@
 """Datasets by name: where the encoded images and the labels of a split come from.
 
 Both kinds of source are read by random access: `read(indices)` gives the encoded
-bytes and the labels of any examples, which is what lets a run resume anywhere.
+bytes and the labels of any examples. So a run can resume at any step.
 """
 
 import bisect
@@ -39,7 +39,7 @@ class Source(Protocol):
         """
 
     def describe(self, index: int) -> str:
-        """What a person needs to find an example: its path or key."""
+        """The path or key of an example, so that a person can find it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Records(Sequence):
 
     def __getitem__(self, index):
         k = bisect.bisect_right(self._stops, index)
-        # Opened when it is needed; of two threads that come at once one reader is left over.
+        # Opened when it is needed. If two threads open it at once, one reader is not used.
         reader = self._readers[k] or ArrayRecordReader(
             self._files[k].filename, "readahead_buffer_size:0", file_reader_buffer_size=2**14
         )
@@ -105,7 +105,7 @@ class RecordSource:
         return len(self.records)
 
     def read(self, indices):
-        # Parsed here, in a tenth of the time that TFDS takes for all its kinds of features.
+        # Parsed here: TFDS, which can parse any feature, takes ten times as long.
         features = [tf.train.Example.FromString(self.records[i]).features.feature for i in np.asarray(indices).tolist()]
         images = [f["image"].bytes_list.value[0] for f in features]
         if self.raw_shape:
@@ -138,8 +138,8 @@ def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str 
         "imagenet2012", or any TFDS dataset with an "image" and a "label".
       data_dir: where TFDS keeps its datasets; "" for its default, ~/tensorflow_datasets.
       image_size: side in pixels that a dataset was prepared at.
-      train_split, eval_split: names of the splits; None, for those who only evaluate, is eval_split
-        as well, and eval_split "" is the first there is of validation, val and test.
+      train_split, eval_split: names of the splits. eval_split "" is the first that exists of validation, val and
+        test. train_split None is the same as eval_split, for callers that only evaluate.
 
     Raises:
       UsageError: if the dataset, a split or a feature is not there, or a folder is empty.
@@ -192,7 +192,7 @@ def _open_folder(path: str, train_split: str | None, eval_split: str) -> Dataset
     if not Path(path).expanduser().is_dir():
         raise UsageError(f"folder:{path}: there is no such folder. Give the path of a folder; {layout}.")
     builder = tfds.ImageFolder(path)
-    # ImageFolder reads by iteration only; its list of files is what random access needs.
+    # ImageFolder can only iterate, so only its list of files is used.
     files = dict(builder._split_examples)
     if not any(files.values()):
         raise UsageError(f"folder:{path} holds no images in class folders. Fill it so that {layout}.")
@@ -218,7 +218,7 @@ def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuil
     arguments = {"data_dir": data_dir or None}
     try:
         builder = Digits(**arguments) if name == "digits" else tfds.builder(name, **arguments)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: not even the form of a name
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: this is not the form of a name
         close = difflib.get_close_matches(name, ["digits", *tfds.list_builders(with_community_datasets=False)])
         close = [f"folder:{name}"] if Path(name).expanduser().is_dir() else close
         raise UsageError(

@@ -40,7 +40,7 @@ def make_by_many(work, shards, workers, bar):
       UsageError: if a worker dies.
     """
     context = multiprocessing.get_context("spawn")
-    # A slot for each shard, without a lock, which a worker that is killed could hold for ever.
+    # One number for each shard, without a lock: a worker that is killed could hold a lock for ever.
     progress, stop = context.RawArray("q", max(len(shards), 1)), context.RawValue("b", 0)
     already, found, running = bar.n, [], {}  # running: future -> number of its shard
     todo = iter(enumerate(shards))
@@ -62,7 +62,7 @@ def make_by_many(work, shards, workers, bar):
         names = ", ".join(f"{shard.split}/{shard.examples[count - 1].name}" for shard, count in at if count)
         raise UsageError(
             f"A worker died. If memory was short, give fewer than --workers={workers}. A script that calls this needs "
-            f'`if __name__ == "__main__":`. An image may crash its decoder; at work were: {names or "none yet"}. '
+            f'`if __name__ == "__main__":`. An image may crash its decoder; they were at: {names or "none yet"}. '
             f"{SAME_COMMAND}"
         ) from error
     finally:
@@ -72,7 +72,7 @@ def make_by_many(work, shards, workers, bar):
 
 @contextlib.contextmanager
 def _children_without_interrupts():
-    """Blocks Ctrl-C in this thread: processes that it starts meanwhile inherit that, and never get one."""
+    """Blocks Ctrl-C in this thread; processes started meanwhile never get it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,9 +1,9 @@
-"""What a careful person checks before days of training: machine, data, config, speed.
+"""Checks before days of training: machine, data, config, speed.
 
-findings   what a check says
-machine    versions, devices, room on the disks
+findings   the result of a check
+machine    versions, devices, disk space
 data       examples, labels, colours, broken images, duplicates
-speed      whether the network waits for the images
+speed      whether the network waits for images
 sheet      augmented images to look at
 length     whether the run has time to leave chance
 """
@@ -32,18 +32,18 @@ def examine(
     duplicates: Literal["sample", "all", "none"] = "sample",
     tell: Callable[[Finding], None] = lambda finding: None,
 ) -> list[Finding]:
-    """Checks what could spoil a run, in one process and in bounded time; a workdir is left as it is.
+    """Checks everything that could spoil a run, in one process and in bounded time. It does not change the workdir.
 
     Args:
       config: ConfigDict as in configs/alexnet.py.
-      workdir: where the run will go.
+      workdir: the workdir of the planned run.
       output: folder for the sheet of augmented images; None for no sheet.
-      duplicates: of how many images the content is compared: a sample, which bounds the time; all, which
-        reads the whole dataset once; or none.
-      tell: is called with each finding as soon as it is known.
+      duplicates: how many images are compared: a sample, which bounds the time; all, which reads the whole
+        dataset once; or none.
+      tell: called with each finding as soon as it is known.
 
     Returns:
-      All findings; the run should not begin while there is one whose level is "problem".
+      All findings; do not start the run while there is one whose level is "problem".
     """
     findings = []
     for finding in _all(config, Path(workdir).expanduser(), output, duplicates):
@@ -55,7 +55,7 @@ def examine(
 def _all(config, workdir, output, duplicates) -> Findings:
     yield from machine.versions()
     if not (yield from _succeeds("config", lambda: _check_config(config, workdir))):
-        return  # nothing else knows what to look at
+        return  # the other checks need an accepted config
     yield ok("config", f"{config.architecture} on {config.dataset}: all fields are accepted")
     placement = yield from machine.devices(config)
     data = yield from _succeeds("dataset", lambda: setup.open_data(config))

@@ -1,4 +1,4 @@
-"""The data: how much of it, its labels, its colours, what is broken and what is there twice."""
+"""The data: number of examples, labels, colours, broken images and duplicates."""
 
 import collections
 import dataclasses
@@ -17,39 +17,39 @@ from alexnet_jax.doctor.findings import Findings, ok, problem, some, warning
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training.statistics import Statistics, Sums
 
-SAMPLE, FEW = 20_000, 1_000  # images of a split that are examined; without a search for duplicates
+SAMPLE, FEW = 20_000, 1_000  # images of a split that are examined: by default; without a search for duplicates
 SECONDS = 30  # for a sample of a split
 FOR_COLOURS = 1_000  # images
-IMBALANCE = 10  # of the largest class to the smallest
-LEAK = 1e-3  # share of the evaluation split that may lie in the training split
+IMBALANCE = 10  # largest class divided by smallest class
+LEAK = 1e-3  # largest share of the evaluation split that may also be in the training split
 
-# ILSVRC-2012: examples, and of each class the fewest and the most.
+# ILSVRC-2012: examples; fewest and most examples of a class.
 IMAGENET = {"train": (1_281_167, 732, 1_300), "evaluation": (50_000, 50, 50)}
-# Of its training images as 256x256 squares: mean RGB in 0..255, colour variances of pixels in [0, 1].
+# For its training images of 256x256 pixels: mean RGB in 0..255, colour variances of pixels in [0, 1].
 IMAGENET_MEAN, IMAGENET_EIGENVALUES = (123.7, 116.8, 103.9), (0.228, 0.021, 0.006)
-LEVELS, FACTOR = 8.0, 2.0  # by which mean and eigenvalues may differ
-FAINT = 2e-4  # an eigenvalue that says nothing: grey images have such
+LEVELS, FACTOR = 8.0, 2.0  # largest differences of means (levels) and eigenvalues (factor)
+FAINT = 2e-4  # eigenvalues below this are not compared: grey images have them
 
 
 @dataclasses.dataclass
 class Seen:
-    """What looking at a split, or at a part of it drawn from a seed, has found."""
+    """The result of examining a split, or a part of it that is drawn by a seed."""
 
     split: str  # "train" or "evaluation"
     source: Source
     labels: dict[int, int] = dataclasses.field(default_factory=dict)  # by example
     broken: dict[int, str] = dataclasses.field(default_factory=dict)  # why it does not decode
-    digests: dict[int, bytes] = dataclasses.field(default_factory=dict)  # of the pixels that the network is given
-    sums: Sums | None = None  # of the first images, for their colours
+    digests: dict[int, bytes] = dataclasses.field(default_factory=dict)  # digests of the pixels that the network gets
+    sums: Sums | None = None  # sums of the first images, for the colours
 
     @property
     def count(self) -> int:
-        """Images that were examined."""
+        """The number of images that were examined."""
         return len(self.digests) + len(self.broken)
 
     @property
     def whole(self) -> bool:
-        """Whether that is the whole split."""
+        """Whether the whole split was examined."""
         return self.count == len(self.source)
 
     @property
@@ -58,7 +58,7 @@ class Seen:
         return len(self.labels) == len(self.source)
 
     def words(self) -> str:
-        """How much was examined."""
+        """In words, how many images were examined."""
         return f"all {self.count:,}" if self.whole else f"a sample of {self.count:,} of {len(self.source):,}"
 
 
@@ -68,12 +68,12 @@ def look(split: str, source: Source, *, image_size: int, seed: int, duplicates: 
     order = np.random.default_rng(seed).permutation(len(source))[:most]
     seen = Seen(split, source, sums=Sums(image_size))
     if isinstance(source, FolderSource):
-        seen.labels = dict(enumerate(source.labels.tolist()))  # all of them, for nothing
+        seen.labels = dict(enumerate(source.labels.tolist()))  # the labels of a folder cost nothing
 
     def look_at(index):
         try:
             (image,), (label,) = source.read(np.array([index]))
-        except Exception as error:  # whatever the reader of damaged files says
+        except Exception as error:  # readers of damaged files raise errors of many types
             return index, None, str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
         try:
             pixels = image if isinstance(image, np.ndarray) else decode_square(image, image_size)
@@ -116,7 +116,7 @@ def sizes(config, data: Dataset) -> Findings:
         wanted = " and ".join(f"{examples:,}" for examples, _, _ in IMAGENET.values())
         yield warning(
             "examples",
-            f"{counts}: a part of ImageNet, which has {wanted}. If it should be all: prepare it again from whole tars.",
+            f"{counts}: a part of ImageNet, which has {wanted}. To have all, prepare it again from complete tars.",
         )
     else:
         yield ok("examples", counts)
@@ -143,7 +143,7 @@ def broken(seen: Seen) -> Findings:
 
 
 def label_range(seen: Seen, num_classes: int) -> Findings:
-    """Labels that the last layer has no place for."""
+    """Labels for which the last layer has no output."""
     check = f"labels, {seen.split}"
     wrong = [index for index, label in sorted(seen.labels.items()) if not 0 <= label < num_classes]
     if wrong:
@@ -158,7 +158,7 @@ def label_range(seen: Seen, num_classes: int) -> Findings:
 
 
 def classes(seen: Seen, num_classes: int, names: list[str] | None, imagenet: bool) -> Findings:
-    """Examples of each class: none, and uneven ones."""
+    """Number of examples of each class: classes without examples, and uneven classes."""
     check = f"classes, {seen.split}"
     counts = np.bincount([v for v in seen.labels.values() if 0 <= v < num_classes], minlength=num_classes)
     empty = [_name(names, c) for c in np.flatnonzero(counts == 0)]
@@ -179,12 +179,12 @@ def classes(seen: Seen, num_classes: int, names: list[str] | None, imagenet: boo
         yield warning(check, f"no examples of {some(empty)} in {kind}: {len(empty):,} of {num_classes:,} classes. {do}")
     elif imagenet and seen.all_labels and (counts[few], counts[many]) != IMAGENET[seen.split][1:]:
         wanted = "{:,} to {:,}".format(*IMAGENET[seen.split][1:])
-        yield warning(check, f"{text}; ImageNet has {wanted}. Prepare it again from whole tars.")
+        yield warning(check, f"{text}; ImageNet has {wanted}. Prepare it again from complete tars.")
     elif counts[many] > IMBALANCE * counts[few] and len(seen.labels) >= 100 * num_classes:
         yield warning(
             check,
-            f"{text}: {counts[many] / counts[few]:.0f} times as many; expected is {IMBALANCE} times at most. The "
-            "network will favour the large ones: add images to the small ones, or read errors class by class.",
+            f"{text}: {counts[many] / counts[few]:.0f} times as many; accepted are {IMBALANCE} times at most. The "
+            "network will prefer the large classes: add images to the small ones, or read the error of each class.",
         )
     else:
         yield ok(check, text)
@@ -195,7 +195,7 @@ def _name(names, label):
 
 
 def label_order(config, data: Dataset, train: Seen, evaluation: Seen) -> Findings:
-    """Whether a label means the same in both splits, and for ImageNet what it means to the rest of the world."""
+    """Whether a label means the same class in both splits, and for ImageNet the same as in published weights."""
     if config.dataset == "imagenet2012":
         yield from _imagenet_order(data, (train, evaluation))
     elif isinstance(data.train, FolderSource):
@@ -205,14 +205,14 @@ def label_order(config, data: Dataset, train: Seen, evaluation: Seen) -> Finding
             missing = some(data.class_names[label] for label in sorted(ours - theirs)) or "none"
             yield problem(
                 "label order",
-                f"the evaluation split has folders that the training split lacks: {named}; the other way round: "
+                f"the evaluation split has folders that the training split lacks: {named}; the reverse: "
                 f"{missing}. Give a class the same name in both.",
             )
         else:
             yield ok("label order", f"folders by name, the same in both splits: {some(data.class_names, 3)}")
     else:
         names = some(data.class_names, 3) if data.class_names else "labels without names"
-        yield ok("label order", f"both splits have that of the dataset: {names}")
+        yield ok("label order", f"both splits have the order of the dataset: {names}")
 
 
 def _imagenet_order(data, splits):
@@ -222,7 +222,7 @@ def _imagenet_order(data, splits):
         yield problem(
             "label order",
             f"the classes are not TFDS's {len(labels.synsets()):,} synsets in order: {first}. Weights and results "
-            "would fit no others: prepare the data again.",
+            "could not be compared with others: prepare the data again.",
         )
         return
     compared = 0
@@ -238,13 +238,15 @@ def _imagenet_order(data, splits):
                 )
                 return
             compared += wanted is not None
-    yield ok("label order", f"TFDS's 1,000 synsets in order; {compared:,} images have the label of their file's name")
+    yield ok(
+        "label order", f"TFDS's 1,000 synsets in order; {compared:,} images have the label that their file name says"
+    )
 
 
 def colours(config, data: Dataset, train: Seen) -> Findings:
-    """Mean and colour PCA: stored ones against the images, ImageNet's against the known ones."""
+    """Mean and colour PCA: compares stored ones with the images, and ImageNet's with known values."""
     if not train.sums.images:
-        return  # no image decodes, which was said
+        return  # no image decodes, as reported already
     sample = train.sums.statistics()
     stored = data.statistics is not None
     used = data.statistics if stored else sample
@@ -283,7 +285,7 @@ def _numbers(statistics):
 
 
 def _differs(mean, values, wanted_mean, wanted_values) -> str:
-    """A sentence on how far the numbers are from the wanted ones, or nothing."""
+    """A sentence on how the numbers differ from the expected ones; empty if they agree."""
     if np.abs(mean - wanted_mean).max() > LEVELS:
         if np.abs(mean[::-1] - wanted_mean).max() <= LEVELS:
             return "The channels are swapped: BGR instead of RGB."
@@ -297,7 +299,7 @@ def _differs(mean, values, wanted_mean, wanted_values) -> str:
 
 
 def twice_in(seen: Seen) -> Findings:
-    """Images that are in a split more than once: the same pixels, not merely similar ones."""
+    """Images that are in a split more than once, with exactly the same pixels."""
     check = f"duplicates, {seen.split}"
     groups = collections.defaultdict(list)
     for index, digest in seen.digests.items():
@@ -311,14 +313,14 @@ def twice_in(seen: Seen) -> Findings:
     pairs = some((" = ".join(map(seen.source.describe, group[:2])) for group in sorted(groups)), 3)
     yield warning(
         check,
-        f"{more:,} repeat exactly the pixels of another ({seen.words()} compared)"
+        f"{more:,} have exactly the same pixels as another ({seen.words()} compared)"
         + (f", {torn:,} of them with another label" if torn else "")
-        + f": {pairs}. Remove what should not count twice.",
+        + f": {pairs}. Remove images that should not count twice.",
     )
 
 
 def twice_across(train: Seen, evaluation: Seen) -> Findings:
-    """Images to evaluate on that were trained on: the same pixels, not merely similar ones."""
+    """Images that are in both splits, with exactly the same pixels."""
     check = "duplicates, across"
     known = {digest: index for index, digest in train.digests.items()}
     shared = [(i, known[digest]) for i, digest in evaluation.digests.items() if digest in known]
@@ -327,11 +329,11 @@ def twice_across(train: Seen, evaluation: Seen) -> Findings:
         unseen = "" if train.whole and evaluation.whole else "; --duplicates=all compares all"
         yield ok(check, f"none with exactly the same pixels: compared {compared}{unseen}")
         return
-    # Of a sample of the training split, each image stands for several.
+    # In a sample of the training split, each image stands for several.
     share = min(1.0, len(shared) / len(evaluation.digests) * len(train.source) / len(train.digests))
     pairs = (f"{evaluation.source.describe(a)} = {train.source.describe(b)}" for a, b in sorted(shared))
     text = (
-        f"{len(shared):,} images to evaluate on are in the training split as well, {'' if train.whole else 'about '}"
+        f"{len(shared):,} images to evaluate on are also in the training split, {'' if train.whole else 'about '}"
         f"{share:.2%}; accepted is {LEAK:.1%} (compared {compared}, by exactly equal pixels): {some(pairs, 3)}. "
         "The errors will be too small: remove them from one of the two."
     )

@@ -1,4 +1,4 @@
-"""The machine: versions, devices, room on the disks."""
+"""The machine: versions, devices, disk space."""
 
 import functools
 import importlib.metadata
@@ -21,15 +21,15 @@ from alexnet_jax.training import setup
 from alexnet_jax.training.recipe import Recipe
 from alexnet_jax.training.step import init_state
 
-ROOT = Path(__file__).parents[2]  # of the sources; where the package is installed, its metadata says the same
+ROOT = Path(__file__).parents[2]  # in a checkout; the metadata of an installed package says the same
 SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets")
-STATES_KEPT = 3  # the best, the last, and the one that is being written before the last is removed
+STATES_KEPT = 3  # the best, the last, and a new one that is written before the last is removed
 IMAGENET_BYTES = 38e9  # of the records at 256 pixels
 NVIDIA = Path("/dev/nvidia0")
 
 
 def versions() -> Findings:
-    """Python and the packages against what the requirements accept."""
+    """Compares Python and the packages with the accepted versions."""
     python, requirements = _required()
     here = {name: _version(name) for name in (*SHOWN, *(r.name for r in requirements))}
     wrong = []
@@ -38,16 +38,16 @@ def versions() -> Findings:
     for requirement in requirements:
         version = here[requirement.name]
         if version is None or not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name} {version or 'is not there'} (accepted is {requirement.specifier})")
+            wrong.append(f"{requirement.name} {version or 'is not installed'} (accepted is {requirement.specifier})")
     shown = ", ".join(f"{name} {here[name]}" for name in SHOWN if here[name])
     if wrong:
         yield warning(
             "versions",
-            f"{', '.join(wrong)}; {shown}. What was not tried may fail or give other numbers: "
-            "pip install -r requirements.txt, in an environment of its own.",
+            f"{', '.join(wrong)}; {shown}. Other versions may fail or give other numbers: "
+            "pip install -r requirements.txt, in a new environment.",
         )
     else:
-        yield ok("versions", f"python {platform.python_version()}, {shown}; all as the requirements accept")
+        yield ok("versions", f"python {platform.python_version()}, {shown}; all accepted by the requirements")
 
 
 def _required():
@@ -72,10 +72,10 @@ def _version(package):
 
 
 def devices(config):
-    """Yields what JAX finds and how the network lies on it; returns the placement, None if there is none."""
+    """Yields the devices and how the network is placed on them; returns the placement, or None if there is none."""
     try:
         placement = setup.place(config, batches=("batch_size", "eval_batch_size"))
-    except (UsageError, RuntimeError) as error:  # RuntimeError: a platform was asked for that JAX cannot start
+    except (UsageError, RuntimeError) as error:  # RuntimeError: JAX cannot start the platform that was asked for
         yield problem("devices", str(error))
         return None
     found, shape = jax.devices(), placement.mesh.shape
@@ -93,14 +93,16 @@ def devices(config):
         f"and {rows} of a batch's {config.batch_size} images"
     )
     if found[0].platform == "cpu" and NVIDIA.exists():
-        yield warning("devices", f'{text}. The NVIDIA GPU of this machine is not used: pip install "jax[cuda13]<0.13".')
+        yield warning(
+            "devices", f'{text}. JAX does not use the NVIDIA GPU of this machine. Run: pip install "jax[cuda13]<0.13".'
+        )
     else:
         yield ok("devices", text)
     return placement
 
 
 def disk(config, workdir: Path, recipe: Recipe | None) -> Findings:
-    """Room where the data is, and in the workdir for the checkpoints."""
+    """Disk space for the data, and for the checkpoints in the workdir."""
     folder = _data_folder(config)
     free = shutil.disk_usage(_existing(folder)).free
     if recipe is None and config.dataset == "imagenet2012" and free < IMAGENET_BYTES:
@@ -118,7 +120,9 @@ def disk(config, workdir: Path, recipe: Recipe | None) -> Findings:
     seen = f"{_gb(free)} free at {workdir}"
     wanted = f"{STATES_KEPT} checkpoints of {_gb(size)} (best, last, the next) need {_gb(STATES_KEPT * size)}"
     if not os.access(place, os.W_OK):
-        yield problem("disk of the workdir", f"{place} cannot be written to. Give another --workdir, or its rights.")
+        yield problem(
+            "disk of the workdir", f"{place} cannot be written to. Give another --workdir, or change its permissions."
+        )
     elif free < STATES_KEPT * size:
         yield problem("disk of the workdir", f"{seen}; {wanted}. Make room, or give another --workdir.")
     else:
@@ -126,7 +130,7 @@ def disk(config, workdir: Path, recipe: Recipe | None) -> Findings:
 
 
 def state_bytes(recipe: Recipe) -> int:
-    """What a checkpoint holds: parameters, velocity and a few numbers."""
+    """The content of a checkpoint: parameters, velocity and a few numbers."""
     state = jax.eval_shape(functools.partial(init_state, recipe=recipe))
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
 
@@ -138,7 +142,7 @@ def _data_folder(config):
 
 
 def _existing(path):
-    """A path, or the nearest folder above it that is there."""
+    """A path, or the nearest folder above it that exists."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 

@@ -27,7 +27,7 @@ def write(run: Run, train: Seen, folder: Path) -> Findings:
     """Writes the sheet: one row for each training image, as stored and as its first epochs will show it."""
     examples = first_examples(run, train)
     if not examples:
-        return  # no image decodes, which was said
+        return  # no image decodes, as reported already
     names, path = run.data.class_names, Path(folder).expanduser() / NAME
     titles = [f"{names[label] if names else label}" for label in (train.labels[i] for i in examples)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,13 +35,13 @@ def write(run: Run, train: Seen, folder: Path) -> Findings:
     write_whole(path, cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())
     yield ok(
         "sheet",
-        f"{path}: {len(examples)} images as stored, then as epochs 1 to {EPOCHS} will show them (mean added back). "
-        "Look at it: right labels, colours and crops?",
+        f"{path}: {len(examples)} images as stored, then as in epochs 1 to {EPOCHS} of training (mean added back). "
+        "Check its labels, colours and crops.",
     )
 
 
 def first_examples(run: Run, train: Seen) -> list[int]:
-    """The first examples that training will see, of those that were examined and decode."""
+    """The first examples of training, among those that were examined and decode."""
     order = permutation(run.config.seed, 0, len(run.data.train))
     return [int(i) for i in order if int(i) in train.digests][:ROWS]
 

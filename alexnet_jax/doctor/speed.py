@@ -1,4 +1,4 @@
-"""Images a second: read and augmented alone, learned alone, and both together as in a run."""
+"""Images a second: of the loader alone, of the training step alone, and of both together as in a run."""
 
 import dataclasses
 import datetime
@@ -27,7 +27,7 @@ class Rates:
 
     def lost(self, shared: bool) -> float:
         """The share of the time in which the network waits for images."""
-        # On a CPU loader and steps share the cores and slow each other down: their common rate says nothing of waiting.
+        # On a CPU, loader and steps share the cores and slow each other down: their common rate does not show waiting.
         reached = self.loader if shared else min(self.loader, self.together)
         return max(0.0, 1 - reached / self.step)
 
@@ -37,7 +37,7 @@ def who_waits(run: Run) -> Findings:
     try:
         rates = measure(run)
     except UsageError as error:
-        yield problem("speed", f"not measured, as the batches cannot be read: {error}")
+        yield problem("speed", f"not measured, because the batches cannot be read: {error}")
         return
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -54,7 +54,7 @@ def who_waits(run: Run) -> Findings:
 
 
 def compare(rates: Rates, *, shared: bool) -> Finding:
-    """Whether the device waits for the data; `shared`: both work on the same cores."""
+    """Whether the device waits for the data; `shared`: whether both use the same cores."""
     waits = rates.lost(shared)
     text = f"images/s: loader alone {rates.loader:,.0f}, step alone {rates.step:,.0f}, together {rates.together:,.0f}"
     text += " (they share the CPU's cores)" if shared else ""
@@ -63,12 +63,12 @@ def compare(rates: Rates, *, shared: bool) -> Finding:
         return ok("speed", text)
     if rates.loader < rates.step:
         do = (
-            "Prepare the data once, so that there is less to decode (python -m alexnet_jax prepare; least with "
+            "Prepare the data once, so that there is less to decode (python -m alexnet_jax prepare; nothing with "
             "--encoding=raw), or give the loader more CPU cores or a faster disk"
         )
     else:
         do = "The loader alone is fast enough: give it more CPU cores, or set a larger --config.batch_size"
-    return warning("speed", f"{text}; accepted are {WAIT:.0%}. {do}.")
+    return warning("speed", f"{text}; accepted is {WAIT:.0%}. {do}.")
 
 
 def duration(run: Run, rates: Rates) -> Finding:
@@ -88,7 +88,7 @@ def measure(run: Run) -> Rates:
     """The three rates, each in a bounded time once the step is compiled.
 
     Args:
-      run: with its statistics, which may still lie on the host.
+      run: with its statistics, which may be on the host.
 
     Raises:
       UsageError: names an image that cannot be read.
@@ -112,12 +112,12 @@ def measure(run: Run) -> Rates:
 
 
 def _in_time(seconds_each):
-    """How many steps there is time for."""
+    """The number of steps that fit into the time."""
     return int(min(max(2, SECONDS / seconds_each), BATCHES))
 
 
 def _first_batches(run, count):
-    # To their end: a loader that is left on the way complains.
+    # To the end: a loader that is stopped before its end warns.
     return dataclasses.replace(run, stop=count).batches_from(0)
 
 
@@ -130,10 +130,10 @@ def _load(run, count):
 
 
 def _together(run, state, statistics, count):
-    """Seconds for each step as the loop takes them, which looks at a step's metrics when the next is on its way."""
+    """Seconds for each step taken as in the loop, which reads a step's metrics when the next step is running."""
     placement, pending = run.recipe.network.placement, {}
     for step, batch in enumerate(_first_batches(run, count)):
-        if step == 1:  # the wait for the first batch is no part of a long run, nor is its step counted
+        if step == 1:  # neither the wait for the first batch nor the first step counts
             jax.block_until_ready(state)
             began = time.monotonic()
         batch = placement.put(batch, run.config.batch_size)

@@ -26,9 +26,9 @@ class Member:
     """A network, and the split that it is evaluated on.
 
     Attributes:
-      network: its name, for people.
+      network: its name, for messages.
       digest: Weights.digest of it.
-      convolutions: how many it has; the paper's CNN* have six.
+      convolutions: number of convolutions; the paper's CNN* have six.
       split: Source.name of the examples.
       examples: how many there are.
       classes: the names of the network's classes.
@@ -60,7 +60,7 @@ class Predictions:
 
 
 def member_of(weights: Weights, source: Source, classes: Sequence[str] | None) -> Member:
-    """What is known of a network and a split; `classes` are the data set's names of its classes, if it has any."""
+    """The member for a network and a split; `classes` are the class names of the data set, if it has names."""
     count = weights.architecture[-1].units
     return Member(
         network=weights.source,
@@ -75,7 +75,7 @@ def member_of(weights: Weights, source: Source, classes: Sequence[str] | None) -
 def check(members: Sequence[Member]) -> None:
     """Raises UsageError unless members are different networks, evaluated on the same examples and classes."""
     if len(members) < 2:
-        raise UsageError(f"an ensemble is of 2 networks or more; here is {len(members)}. Name another.")
+        raise UsageError(f"an ensemble needs at least 2 networks, but {len(members)} was given. Name another.")
     first, *others = members
     for other in others:
         for what, asked in (
@@ -87,16 +87,16 @@ def check(members: Sequence[Member]) -> None:
             if asked(first) != asked(other):
                 raise UsageError(
                     f"{what} of {first.network} is {asked(first)!s:.99}, and of {other.network} {asked(other)!s:.99}. "
-                    "An ensemble is of networks that are asked the same; leave one of them out."
+                    "All networks of an ensemble must have the same; leave one of them out."
                 )
     networks = {}
     for member in members:
         if (twin := networks.setdefault(member.digest, member)) is not member:
-            raise UsageError(f"{twin.network} and {member.network} are the same network. Name it but once.")
+            raise UsageError(f"{twin.network} and {member.network} are the same network. Name it only once.")
 
 
 def predict(trained: Trained, source: Source, member: Member, views: int) -> Predictions:
-    """Goes through a split with a network; views as in errors.predict."""
+    """The predictions of a network for a whole split; views as in errors.predict."""
     rows, labels = [], []
     with tqdm(total=len(source), unit="image", disable=None) as bar:
         for probabilities, there in trained.over(source, lambda images: trained.probabilities(images, views)):
@@ -120,7 +120,7 @@ def save(predictions: Predictions, path: Path) -> None:
 
 
 def load(path: str | Path) -> Predictions:
-    """Reads what save wrote; UsageError if the file is another, or a part of one."""
+    """Reads predictions that save wrote; UsageError if the file is not complete or of another kind."""
     try:
         with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
             facts = json.loads(str(file["member"]))
@@ -128,9 +128,9 @@ def load(path: str | Path) -> Predictions:
             read = Predictions(member, int(file["views"]), file["probabilities"], file["labels"])
         if read.probabilities.shape != (member.examples, len(member.classes)) or len(read.labels) != member.examples:
             raise ValueError(f"it has the shapes {read.probabilities.shape} and {read.labels.shape}")
-    except Exception as error:  # of many kinds, as the file may be anything
+    except Exception as error:  # of many types: the file may be anything
         raise UsageError(
-            f"{path} holds no predictions, or a part of them ({error}). Give a file that `ensemble --save` wrote."
+            f"{path} holds no complete predictions ({error}). Give a file that `ensemble --save` wrote."
         ) from error
     return read
 
@@ -144,13 +144,14 @@ def average(members: Sequence[Predictions], weights: np.ndarray | None = None) -
 
 
 def search(members: Sequence[Predictions], steps: int = 1000) -> np.ndarray:
-    """The weights that make the labels most probable: expectation-maximization, for a concave likelihood.
+    """The weights that make the labels most probable, by expectation-maximization; the likelihood is concave.
 
-    w_m <- mean over n of w_m p_m(n) / sum over l of w_l p_l(n), p_m(n) what member m gives the label of example n.
+    w_m <- mean over n of w_m p_m(n) / sum over l of w_l p_l(n), where p_m(n) is the probability that member m gives the
+    label of example n.
 
     Args:
-      members: predictions of examples that are not those to report.
-      steps: of expectation and maximization.
+      members: predictions of other examples than those whose errors are reported.
+      steps: number of steps of expectation and maximization.
 
     Returns:
       (M,) float64, at least 0, with the sum 1.
@@ -164,16 +165,16 @@ def search(members: Sequence[Predictions], steps: int = 1000) -> np.ndarray:
 
 
 def of_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N,) float64, the probabilities of the labels; not 0 where they underflow, so that logarithms are finite."""
+    """(N,) float64, the probabilities of the labels; above 0 even if they underflow, for finite logarithms."""
     there = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0].astype(np.float64)
     return np.maximum(there, np.finfo(np.float32).tiny)
 
 
 def errors_of(probabilities: np.ndarray, labels: np.ndarray, views: int) -> Errors:
-    """The errors of (N, K) probabilities, as evaluate counts them: of equal ones the earlier class is first."""
+    """The errors of (N, K) probabilities, counted as in evaluate: of two equal ones, the earlier class is first."""
     own = np.take_along_axis(probabilities, labels[:, None], 1)  # (N, 1)
     earlier = np.arange(probabilities.shape[1]) < labels[:, None]
-    # Not `>`, so that what is not a number is wrong.
+    # Not `>`: a probability that is not a number counts as wrong.
     ahead = (~(probabilities <= own) | (earlier & (probabilities == own))).sum(1)  # (N,) classes before the label
     return Errors(
         top1_error=100 * int((ahead >= 1).sum()) / len(labels),
@@ -191,11 +192,11 @@ def mean_of(errors: Sequence[Errors]) -> Errors:
 
 
 def compare(members: Sequence[Predictions], searched: bool = False) -> dict[str, Errors]:
-    """Errors of each member, of their mean, and of the ensemble, by what they are.
+    """Errors of each member, their mean, and the errors of the ensemble, by name.
 
     Args:
-      members: predictions from as many views each, of members that check accepts.
-      searched: whether to search weights too, on every second example; all errors are then those of the others.
+      members: predictions of members that check accepts, all with the same number of views.
+      searched: whether to search weights too. The search uses every second example, and the errors the others.
 
     Raises:
       UsageError: if the labels differ.
@@ -239,10 +240,10 @@ def table(title: str, rows: dict[str, Errors]) -> str:
 
 
 def paper_rows(members: Sequence[Predictions]) -> dict[str, Errors | None]:
-    """Table 2's rows as these networks fill them; None where there are too few for a row.
+    """The rows of table 2 for these networks; None for a row that needs more networks.
 
-    "1 CNN" and "1 CNN*" are the mean of those there are; "5 CNNs" the first five without a sixth convolution, and
-    "7 CNNs*" these and the first two with one.
+    "1 CNN" and "1 CNN*" are means over all such networks. "5 CNNs" is the average of the first five without a sixth
+    convolution, and "7 CNNs*" of these and the first two with one.
 
     Args: as in compare.
 

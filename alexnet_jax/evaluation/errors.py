@@ -44,7 +44,7 @@ def count_errors(params, batch, mean_image, *, network: AlexNet, views: int, mea
         _, best = lax.top_k(probabilities, min(5, probabilities.shape[-1]))  # (N, 5)
         hit = best == labels[:, None]
         probability = jnp.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
-        losses = -jnp.log(jnp.maximum(probability, jnp.finfo(jnp.float32).tiny))  # finite where it underflows
+        losses = -jnp.log(jnp.maximum(probability, jnp.finfo(jnp.float32).tiny))  # finite if the probability underflows
         counts = {
             "top1_wrong": jnp.sum(mask & ~hit[:, 0]),
             "top5_wrong": jnp.sum(mask & ~hit.any(1)),
@@ -66,7 +66,7 @@ def predict(params, images, mean_image, *, network: AlexNet, views: int, mean_at
       mean_image: (S, S, 3) float32.
       network: AlexNet.
       views: 1, the central crop; 10, the average of the softmax outputs of ten_crop's views
-        (the paper's test); or 5, of those that are not mirrored.
+        (the paper's test); or 5, the average of the views that are not mirrored.
       mean_at: as in augment.means.
 
     Returns:
@@ -82,7 +82,7 @@ def predict(params, images, mean_image, *, network: AlexNet, views: int, mean_at
     if views == 1:
         return probabilities(jax.vmap(functools.partial(augment.center_crop, size=size))(images))
     crops = jax.vmap(functools.partial(augment.ten_crop, size=size), out_axes=1)(images)  # (10, N, size, size, 3)
-    # One view after the other, so that the activations need the memory of one.
+    # One view after the other: the activations then need the memory of one view.
     return lax.map(probabilities, crops[:views]).mean(0)
 
 
@@ -92,7 +92,7 @@ def views_by_name(most):
 
 
 def errors_table(title: str, errors: dict[str, Errors]) -> str:
-    """A table like the paper's: a row a way of testing, top-1 and top-5 errors in %."""
+    """A table like the paper's: one row for each number of views, top-1 and top-5 errors in %."""
     rows = {}
     for name, e in errors.items():
         label = name.replace("_", " ")

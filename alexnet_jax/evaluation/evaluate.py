@@ -20,7 +20,7 @@ def evaluate(
       network: AlexNet with a placement on real devices.
       batch_size: images at a time, over all devices; a multiple of the devices that share a batch.
       views, mean_at: as in predict.
-      interrupted: asked before each batch; True if evaluation shall be given up, the result is then None.
+      interrupted: called before each batch; if it returns True, the evaluation stops and the result is None.
     """
     image_size = statistics.mean_image.shape[0]
     total, running = collections.Counter(), []
@@ -33,7 +33,7 @@ def evaluate(
         running.append(
             count_errors(params, batch, statistics.mean_image, network=network, views=views, mean_at=mean_at)
         )
-        if len(running) > 1:  # fetched one batch late, so that the device never waits for it
+        if len(running) > 1:  # fetched one batch late, so that the device never waits
             total.update(_numbers(running.pop(0)))
     for counts in running:
         total.update(_numbers(counts))

@@ -1,4 +1,4 @@
-"""Classes of images that come as files: found, read, and named."""
+"""Predicts the classes of image files."""
 
 import dataclasses
 import sys
@@ -21,7 +21,7 @@ STDIN = "-"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network makes of one file: (K,) float32 probabilities; or None, and why it is no image."""
+    """The prediction for one file: (K,) float32 probabilities; or None, and the reason why it is not an image."""
 
     name: str
     probabilities: np.ndarray | None
@@ -29,11 +29,11 @@ class Prediction:
 
 
 def check_views(weights: Weights, views: int) -> None:
-    """Raises UsageError for more views than the classes allow, as Weights.views has it."""
+    """Raises UsageError for more views than Weights.views."""
     if views > weights.views:
         raise UsageError(
-            f"--views is {views}; these weights are tested with {weights.views} at most, as a mirrored image need "
-            f"not be of its class. Give --views={weights.views}."
+            f"--views is {views}; these weights accept at most {weights.views}, because a mirrored image may be "
+            f"of another class. Give --views={weights.views}."
         )
 
 
@@ -41,8 +41,8 @@ def find(paths: Sequence[str]) -> list[str]:
     """The names of images, in the order of the paths.
 
     Args:
-      paths: files, taken as they are; folders, whose images are found by their suffixes at any depth and sorted by
-        their paths; "-" for one image on stdin.
+      paths: files; folders, whose images are found by their suffixes at any depth and sorted by their paths; "-" for
+        one image on stdin.
 
     Raises:
       UsageError: if there is no such path, a folder has no images, or stdin is named twice.
@@ -52,19 +52,21 @@ def find(paths: Sequence[str]) -> list[str]:
         if Path(path).is_dir():
             inside = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
             if not inside:
-                raise UsageError(f"{path} holds no images: no .jpg, .png or the like. Give another folder, or files.")
+                raise UsageError(
+                    f"{path} holds no images: no files that end in .jpg, .png and the like. Give another folder."
+                )
             found += map(str, inside)
         elif path == STDIN or Path(path).exists():
             found.append(path)
         else:
-            raise UsageError(f"{path} is not there. Give image files, folders, or - for an image on stdin.")
+            raise UsageError(f"{path} does not exist. Give image files, folders, or - for an image on stdin.")
     if found.count(STDIN) > 1:
-        raise UsageError("- stands for stdin, which has one image; it was given twice. Give it once.")
+        raise UsageError("- stands for one image on stdin, but it was given twice. Give it once.")
     return found
 
 
 def predictions(trained: Trained, names: Sequence[str], views: int = 1) -> Iterator[Prediction]:
-    """The predictions for files, in their order; those that are no images have errors instead.
+    """The predictions for files, in their order; files that are not images get an error instead.
 
     Args:
       trained: the network.
@@ -82,7 +84,7 @@ def predictions(trained: Trained, names: Sequence[str], views: int = 1) -> Itera
 
 
 def _read(name, size):
-    """The square of a file, or why there is none."""
+    """The square image of a file, or the reason why there is none."""
     try:
         return read_square(sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes(), size)
     except ImageError as error:
@@ -92,16 +94,16 @@ def _read(name, size):
 
 
 def best(probabilities: np.ndarray, count: int) -> np.ndarray:
-    """(K,) probabilities -> the `count` most probable classes, best first; the earlier one of two that are equal."""
+    """(K,) probabilities -> the `count` most probable classes, best first; the earlier class of two equal ones."""
     return np.argsort(-probabilities, kind="stable")[:count]
 
 
 def class_names(weights: Weights, path: str | None = None) -> tuple[str, ...]:
-    """The names of the K classes: of a file; else the weights' own, ILSVRC's WordNet ids, or numbers from 0 on.
+    """The names of the K classes: from a file, or from the weights; else ILSVRC's WordNet ids, or the numbers from 0.
 
     Args:
       weights: of the network.
-      path: a text file, a name a line, in the order of the classes; or None.
+      path: a text file with one name in each line, in the order of the classes; or None.
 
     Raises:
       UsageError: if the file cannot be read, or has another number of names.
@@ -111,7 +113,7 @@ def class_names(weights: Weights, path: str | None = None) -> tuple[str, ...]:
         names = text_of(path, "--names").splitlines()
         if len(names) != count:
             raise UsageError(
-                f"--names={path} has {len(names)} lines, and the network {count} classes. Give a name a line, in the "
+                f"--names={path} has {len(names)} lines, but the network has {count} classes. Give all, in the "
                 f"order of {weights.classes}."
             )
         return tuple(names)
@@ -123,7 +125,7 @@ def class_names(weights: Weights, path: str | None = None) -> tuple[str, ...]:
 
 
 def text_of(path: str, flag: str) -> str:
-    """What a text file holds, or UsageError that names the flag which named the file."""
+    """The content of a text file. Raises UsageError, which names the flag that gave the file."""
     try:
         return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Evaluates what was saved: a checkpoint of a workdir, or a file of weights."""
+"""Evaluates a checkpoint of a workdir, or a file of weights."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
         config.data_dir = data_dir
     if batch_size is not None:
         config.eval_batch_size = batch_size
-    # This machine need not be the one that trained.
+    # This machine may be another one than the one that trained.
     if len(jax.devices()) % config.mesh.tower:
         config.mesh.tower = 1
     config.eval_batch_size += -config.eval_batch_size % len(jax.devices())
@@ -50,7 +50,7 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
 
 
 def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "", batch_size: int = 128):
-    """Evaluates weights of whatever source on a data set, with the preprocessing that they were trained with.
+    """Evaluates weights from any source on a data set, with the preprocessing that they were trained with.
 
     Args:
       path: as in convert.read.
@@ -74,7 +74,7 @@ def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "",
     known = weights.architecture[-1].units
     if data.num_classes not in (None, known):
         raise hosts.AgreedError(
-            f"dataset {dataset!r} has {data.num_classes} classes, and {path} knows {weights.classes}; accepted is a "
+            f"dataset {dataset!r} has {data.num_classes} classes, and {path} has {weights.classes}; accepted is a "
             "data set with those classes in that order. Give another --dataset."
         )
     placement = towers.place(weights.architecture)
@@ -105,6 +105,6 @@ def _evaluate_and_say(evaluate_views, params, views, title):
             name: evaluate_views(params, views=n, interrupted=sigterm.check) for name, n in views_by_name(views).items()
         }
     if sigterm.came:
-        raise hosts.AgreedError("stopped before the evaluation was done. Start it again.")
+        raise hosts.AgreedError("the evaluation was stopped before its end. Start it again.")
     hosts.say(errors_table(title, errors))
     return errors

@@ -1,4 +1,4 @@
-"""The file that a challenge takes: the five most probable classes of each test image, by number."""
+"""The file for a challenge: the five most probable classes of each test image, by number."""
 
 import os
 import re
@@ -12,19 +12,19 @@ from alexnet_jax.evaluation.predict import Prediction, best, text_of
 
 
 def class_ids(names: Sequence[str], mapping: str | None = None) -> list[int]:
-    """The numbers by which a submission calls the classes: ILSVRC's ids for its 1000, else their own, from 0 on.
+    """The numbers of the classes in a submission: ILSVRC2012_ID for ILSVRC's 1000 classes, else 0, 1, 2, ...
 
     Args:
       names: of the classes, as predict.class_names gives them.
       mapping: the development kit's meta.mat, or a text file of lines "ILSVRC2012_ID WordNet-id"; or None.
 
     Raises:
-      UsageError: if the classes are ILSVRC's and there is no mapping, or it lacks one of them.
+      UsageError: if the classes are ILSVRC's and there is no mapping, or the mapping lacks a class.
     """
     if mapping is None and set(names) == set(labels.synsets()):
         raise UsageError(
-            "--mapping is missing: a submission calls ILSVRC's classes by ILSVRC2012_ID, and only the development kit "
-            "has these, in data/meta.mat of ILSVRC2012_devkit_t12.tar.gz (https://image-net.org/download-images). "
+            "--mapping is missing: a submission gives ILSVRC's classes by ILSVRC2012_ID, and only the development "
+            "kit has these, in data/meta.mat of ILSVRC2012_devkit_t12.tar.gz (https://image-net.org/download-images). "
             "Give --mapping=meta.mat, or a text file of lines such as '1 n02119789'."
         )
     if mapping is None:
@@ -33,7 +33,7 @@ def class_ids(names: Sequence[str], mapping: str | None = None) -> list[int]:
     if missing := [name for name in names if name not in ids]:
         raise UsageError(
             f"--mapping={mapping} has no number for {len(missing)} of the {len(names)} classes, the first of which is "
-            f"{missing[0]!r}. Give the mapping of these classes, or leave it out to have them called 0, 1, ..."
+            f"{missing[0]!r}. Give the mapping of these classes, or leave it out: then the numbers are 0, 1, ..."
         )
     return [ids[name] for name in names]
 
@@ -52,14 +52,14 @@ def _ids_of_meta(path):
     try:
         synsets = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
         return {str(synset["WNID"]): int(synset["ILSVRC2012_ID"]) for synset in synsets}
-    except Exception as error:  # of many kinds, as the file may be anything
+    except Exception as error:  # of many types: the file may be anything
         raise UsageError(
-            f"--mapping={path} is no meta.mat of ILSVRC-2012's development kit ({error}). Copy it once more."
+            f"--mapping={path} is no meta.mat of ILSVRC-2012's development kit ({error}). Copy it again."
         ) from error
 
 
 def by_file_name(names: Sequence[str]) -> list[str]:
-    """Images in the order of a submission: of their files' names, without the folders."""
+    """Images in the order of a submission: sorted by the names of their files, without the folders."""
     return sorted(names, key=lambda name: (os.path.basename(name), name))
 
 
@@ -71,14 +71,14 @@ def lines(made: Iterator[Prediction], ids: Sequence[int]) -> Iterator[str]:
       ids: of the classes, as class_ids gives them.
 
     Raises:
-      UsageError: at the first file that is no image: without its line, all others would move up.
+      UsageError: at the first file that is not an image: without its line, all later lines would be wrong.
 
     Source: readme.txt of ILSVRC-2012's development kit, "Submission format", task 1.
     """
     for prediction in made:
         if prediction.probabilities is None:
             raise UsageError(
-                f"{prediction.name} is no image: {prediction.error}. A submission has a line for each; repair it, "
+                f"{prediction.name} is not an image: {prediction.error}. A submission has a line for each; repair it, "
                 "or leave it out."
             )
         yield " ".join(str(ids[k]) for k in best(prediction.probabilities, 5))

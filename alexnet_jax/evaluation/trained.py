@@ -1,4 +1,4 @@
-"""What a trained network makes of images, on all devices of this machine: probabilities, and any layer's numbers."""
+"""A trained network on all devices of this machine: the probabilities of images, and the output of any layer."""
 
 import dataclasses
 import functools
@@ -24,13 +24,13 @@ from alexnet_jax.training import augment
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """A network with its weights on devices, which share each batch.
+    """A network with its weights on devices; the devices share each batch.
 
     Attributes:
-      weights: what it was made from.
+      weights: the weights on the host.
       network: with a placement on all devices, each of which has the whole network.
       params, mean_image: on the devices.
-      batch_size: images at a time; what is given is filled up to it, so that one program serves all.
+      batch_size: images at a time; smaller batches are filled up to it, so that only one program is compiled.
     """
 
     weights: Weights
@@ -68,7 +68,7 @@ class Trained:
         return self._in_batches(images, functools.partial(_probabilities, views=views))
 
     def features(self, images: np.ndarray, layer: str) -> np.ndarray:
-        """(n, S, S, 3) uint8 images -> (n, D) float32, what a layer makes of their central crops, laid out flat.
+        """(n, S, S, 3) uint8 images -> (n, D) float32, a layer's output for their central crops, flattened.
 
         Raises:
           UsageError: if the network has no such layer; see also last_hidden.
@@ -77,11 +77,11 @@ class Trained:
         return self._in_batches(images, functools.partial(_features, layer=layer))
 
     def over(self, source: Source, make: Callable[[np.ndarray], np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Goes through a split, each example once and in order.
+        """Applies a function to the images of a split, each example once and in order.
 
         Args:
           source: the split (data/sources.py).
-          make: what to do with the images, such as `self.probabilities`.
+          make: the function, such as `self.probabilities`.
 
         Yields:
           make's rows, and the labels (n,) int32, of up to batch_size examples.
@@ -108,9 +108,9 @@ class Trained:
 
 
 def last_hidden(architecture: Architecture) -> str:
-    """The layer whose numbers the paper compares images by (section 6.1): the last before the classifier.
+    """The layer whose output the paper uses to compare images (section 6.1): the last before the classifier.
 
-    For PAPER that is relu7, with 4096 numbers; dropout, which at test time only halves them, is passed over.
+    For PAPER it is relu7, with 4096 numbers. Dropout, which at test time only halves them, does not count.
     """
     hidden = list(zip(layer_names(architecture), architecture, strict=True))[1:-1]
     return next(name for name, layer in reversed(hidden) if not isinstance(layer, Dropout))

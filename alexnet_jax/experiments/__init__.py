@@ -1,6 +1,6 @@
-"""What the paper claims, measured again: sets of runs, and the table that comes of them.
+"""The claims of the paper, measured again: sets of runs, and a table of their results.
 
-runs            a set of runs: made once, resumed, shared by several processes
+runs            a set of runs: each made once and resumed; several processes can share the work
 tables          text and CSV; means and their standard errors
 seeds           any network over several seeds
 figure1         ReLU against tanh (section 3.1)
@@ -8,7 +8,7 @@ lrn_cifar       normalization in the four-layer network (section 3.3)
 ablations       each idea left out (sections 3 to 5, 7)
 ensembles       several networks as one (section 6)
 specialisation  colours in one tower (section 6.1)
-baseline        SIFT, Fisher vectors and a linear SVM: what the paper beat (tables 1 and 2)
+baseline        SIFT, Fisher vectors and a linear SVM: the system that the paper beat (tables 1 and 2)
 """
 
 ALL = {
@@ -21,4 +21,4 @@ ALL = {
     "baseline": ("baseline", "SIFT, Fisher vectors, linear SVM"),
     "seeds": ("seeds", "any network over several seeds"),
 }
-"""The experiments: the module that carries each out, and what it is, in words."""
+"""The experiments: the module of each, and what it measures, in words."""

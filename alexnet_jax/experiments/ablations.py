@@ -1,7 +1,7 @@
-"""The paper's ideas, each left out in turn (sections 3.1 to 3.5, 4.1, 4.2, 5 and 7): what that costs.
+"""The cost of leaving out each of the paper's ideas (sections 3.1 to 3.5, 4.1, 4.2, 5 and 7).
 
-For any network and any data. Where the pixels of a layer are no odd number, pools that do not overlap leave more of
-them than the paper's do (in PAPER as many), and the network is wider behind them.
+It works for any network and any data. If a layer has an even number of pixels a side, pools without overlap give more
+pixels than the paper's pools (in PAPER as many), and the layers after them have larger inputs.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ SEEDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is left out.
+    """One idea that is left out.
 
     Attributes:
-      words: for the table.
+      words: its name in the table.
       change: of networks.CHANGES, or "".
       fields: of the config, by dotted names, with their new values.
-      paper: what the paper says it costs, in percentage points of top-1 and top-5 error; None where it gives no number.
-      claimed: whether the paper says that it costs something, if without a number; sections 4.1 (crops and flips), 4.2
-        (dropout) and 5 (weight decay, of which it names the training error).
+      paper: the cost that the paper gives, in percentage points of top-1 and top-5 error; None if it gives no number.
+      claimed: whether the paper says that it costs something, without a number: sections 4.1 (crops and flips), 4.2
+        (dropout) and 5 (weight decay; the paper speaks of the training error).
     """
 
     words: str
@@ -41,7 +41,7 @@ class Row:
     claimed: bool = False
 
     def says(self) -> str:
-        """The paper's costs, in words; "" where it claims none."""
+        """The paper's costs, in words; "" if it claims none."""
         numbers = [f"{number:.1f}" for number in self.paper if number is not None]
         return " / ".join(numbers) or ("above 0" if self.claimed else "")
 
@@ -77,15 +77,15 @@ LEVEL = 0.05
 
 
 def run(setting: Setting) -> str | None:
-    """Carries the experiment out; the table as text, None if it was stopped."""
+    """Runs the experiment. Returns the table as text, or None if it was stopped."""
     return runs.carry_out(setting, plan, write)
 
 
 def applies(name: str, config: ConfigDict) -> bool:
-    """Whether leaving out that row makes another run of a config."""
+    """Whether this row changes the run of a config."""
     row, flat = ROWS[name], config_lib.flatten(config)
     architecture = architecture_of(row, config)
-    if name in ("decoupled", "paper_rule"):  # of the two forms, the one that the config has not
+    if name in ("decoupled", "paper_rule"):  # the form of weight decay that the config does not use
         other = {"decoupled": "paper", "paper_rule": "decoupled"}[name]
         return config.update_rule == other and config.weight_decay > 0
     if name == "one_gpu" and networks.named(config.architecture)[0].towers == 1:
@@ -101,7 +101,7 @@ def architecture_of(row: Row, config: ConfigDict) -> str:
 
 
 def plan(setting: Setting, _: Outcomes) -> list[Trial]:
-    """All rows with the first seed, then with the next."""
+    """All rows with the first seed, then all rows with the next, and so on."""
     return [
         setting.trial(name, {"architecture": architecture_of(row, setting.config), **dict(row.fields)}, seed=seed)
         for seed in range(setting.seeds)
@@ -111,7 +111,7 @@ def plan(setting: Setting, _: Outcomes) -> list[Trial]:
 
 
 def write(setting: Setting, done: Outcomes) -> str:
-    """Writes the table of what each idea is worth, and a plot of it; gives the table as text."""
+    """Writes the table of the costs, and a plot; returns the table as text."""
     most = "ten_views" if setting.config.views > 1 else "one_view"
     whole, _ = _errors(setting, done, WHOLE, most)
     rows, marks = [], []
@@ -131,18 +131,18 @@ def write(setting: Setting, done: Outcomes) -> str:
 
 BELOW = f"""Errors in %, costs in percentage points: means over seeds ± their standard errors. The paper's costs are
 above 0: one here "agrees" if it is above 0 and "contradicts" if it is below, by a t-test at {100 * LEVEL:g}%. Of twenty
-costs that are in truth 0, one would be distinguished from it by chance.
+costs that are really 0, the test distinguishes one from 0 by chance.
 """
 
 
 def _errors(setting, done, name, views):
-    """(n, 2) top-1 and top-5 errors of the seeds of a row that have ended; and how many these are, in words."""
+    """(n, 2) top-1 and top-5 errors of a row's finished seeds; and their number, in words."""
     outcomes, count = runs.results(done, [f"{name}-seed{seed}" for seed in range(setting.seeds)])
     return np.reshape([(o[views]["top1_error"], o[views]["top5_error"]) for o in outcomes], (-1, 2)), count
 
 
 def _cost(errors, whole, paired=False):
-    """What it costs in top-1 and in top-5 error."""
+    """The cost in top-1 and in top-5 error."""
     if paired:
         return [tables.Mean.of(column, "+.2f") for column in (errors - whole).T]
     means = [[tables.Mean.of(column) for column in group.T] for group in (errors, whole)]
@@ -161,17 +161,17 @@ def _row(row, count, errors, whole, paired=False):
 
 
 def verdict(errors: np.ndarray, whole: np.ndarray, paired: bool = False) -> str:
-    """How a cost stands beside the paper's, which is above 0, by Welch's t-test; by Student's for pairs.
+    """Compares a cost with the paper's, which is above 0, by Welch's t-test; pairs by Student's t-test.
 
     Args:
       errors, whole: (n,) and (m,) errors of the seeds without the idea and with it.
-      paired: whether those of one place are of the same run.
+      paired: whether errors with the same index are of the same run.
     """
     if min(len(errors), len(whole)) < 2:
         return ""
     cost = errors.mean() - whole.mean()
     groups = (errors - whole, np.zeros_like(whole)) if paired else (errors, whole)
-    if max(np.ptp(group) for group in groups) < 1e-9:  # no spread at all
+    if max(np.ptp(group) for group in groups) < 1e-9:  # all values are equal
         p = float(abs(cost) < 1e-9)
     elif paired:
         p = stats.ttest_1samp(groups[0], 0).pvalue

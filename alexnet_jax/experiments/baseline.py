@@ -3,9 +3,9 @@
 After Sanchez and Perronnin, "High-dimensional signature compression for large-scale image classification" (CVPR 2011),
 but smaller: SIFT on a dense grid at several scales; reduced to 64 dimensions by PCA; the Fisher vector by a mixture of
 Gaussians, of the whole image and of three stripes, each with signed square roots and of length 1; one-vs-rest linear
-SVMs. They had colour descriptors besides, 256 Gaussians or more, and compressed the vectors.
+SVMs. Their system also had colour descriptors and 256 Gaussians or more, and compressed the vectors.
 
-Needs scikit-image and scikit-learn, which nothing else of this project does.
+Only this module needs scikit-image and scikit-learn.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from alexnet_jax.training import setup
 CONFIG = "configs/imagenette.py"
 DEFAULTS = ()
 SEEDS = 1
-SIDE = 64  # pixels to which smaller images are enlarged
+SIDE = 64  # smaller images are enlarged to this many pixels
 STEP = 4  # pixels between the points of the grid
 SCALES = (16, 24, 32)  # sides of the patches in pixels
-DIMENSIONS, COMPONENTS = 64, 64  # of a descriptor after PCA; of the mixture
+DIMENSIONS, COMPONENTS = 64, 64  # numbers in a descriptor after PCA; Gaussians in the mixture
 REGIONS = 4  # the whole image and three stripes
-SAMPLE = 200_000  # descriptors from which both are found
-BLOCK = 1000  # images a file of vectors
+SAMPLE = 200_000  # number of descriptors that PCA and mixture are computed from
+BLOCK = 1000  # images in a file of vectors
 COSTS = (0.1, 1.0, 10.0)  # the SVM's C, chosen on a tenth of the training set
 INSTALL = 'pip install "alexnet-jax[experiments]"'
 PAPER = {"ILSVRC-2010 test, SIFT + FVs": (45.7, 25.7), "ILSVRC-2012 test, SIFT + FVs": (None, 26.2)}
@@ -45,7 +45,7 @@ PAPER = {"ILSVRC-2010 test, SIFT + FVs": (45.7, 25.7), "ILSVRC-2012 test, SIFT +
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What turns descriptors into Fisher vectors: principal components and a mixture of Gaussians.
+    """Turns descriptors into Fisher vectors: principal components and a mixture of Gaussians.
 
     Attributes:
       mean: (128,) of the descriptors.
@@ -70,20 +70,20 @@ class Vocabulary:
 
 
 def run(setting: Setting) -> str:
-    """Carries the experiment out; the table as text.
+    """Runs the experiment. Returns the table as text.
 
-    The vocabulary, the Fisher vectors in blocks, and the errors of a seed are kept on the way; the linear SVM is fitted
-    again by whoever was stopped in it.
+    The vocabulary, the Fisher vectors in blocks, and the errors of each seed are saved. After a stop, the experiment
+    continues with them; only the fit of the linear SVM starts again.
 
     Raises:
-      UsageError: if packages, memory or disk do not suffice, or another process is at it.
+      UsageError: if packages, memory or disk space are missing, or another process works in the same folder.
     """
     _check_packages()
     folder, config = setting.folder, setting.config
     runs.claim(setting)
     with runs.alone(folder / "seed0") as mine:
         if not mine:
-            raise UsageError(f"another process is at {folder}. Wait for it, or give another --workdir.")
+            raise UsageError(f"another process works in {folder}. Wait for it, or give another --workdir.")
         data = setup.open_data(config)
         _check_room(len(data.train), len(data.evaluation), folder)
         found = [_errors(data, config, config.seed + seed, folder / f"seed{seed}") for seed in range(setting.seeds)]
@@ -96,7 +96,7 @@ def run(setting: Setting) -> str:
 
 def _check_room(training, tested, folder):
     """Raises UsageError if memory or disk cannot hold the vectors."""
-    size = 4 * REGIONS * COMPONENTS * (2 * DIMENSIONS + 1)  # bytes of an image's
+    size = 4 * REGIONS * COMPONENTS * (2 * DIMENSIONS + 1)  # bytes of the vectors of an image
     memory, disk = 2 * training * size, (training + tested) * size
     all_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free_disk = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.rglob("*.npz"))
@@ -104,7 +104,7 @@ def _check_room(training, tested, folder):
         if needed > free:
             raise UsageError(
                 f"{training + tested} images need {needed / 1e9:.0f} GB of {what}; there are {free / 1e9:.0f} GB. "
-                "Give fewer, as by --config.train_split='train[:10%]'."
+                "Use fewer, for example by --config.train_split='train[:10%]'."
             )
 
 
@@ -112,15 +112,15 @@ def _check_packages():
     """Raises UsageError unless both packages are there."""
     for package in ("skimage", "sklearn"):
         if importlib.util.find_spec(package) is None:
-            raise UsageError(f"{package} is not installed, which only this experiment needs. Install it: {INSTALL}")
+            raise UsageError(f"{package} is not installed. Only this experiment needs it. Install it: {INSTALL}")
 
 
 def _errors(data, config, seed, folder):
-    """The errors of one seed, which draws the descriptors for the vocabulary; as they were, if they are there."""
+    """The errors of one seed, which draws the descriptors for the vocabulary; read from the file if it exists."""
     folder.mkdir(exist_ok=True)
     if not (path := folder / "result.json").exists():
         errors = dataclasses.asdict(_measure(data, config, seed, folder))
-        del errors["loss"]  # scores are no probabilities
+        del errors["loss"]  # scores are not probabilities
         write_whole(path, json.dumps(errors, indent=2) + "\n")
     return json.loads(path.read_text())
 
@@ -139,7 +139,7 @@ def _measure(data, config, seed, folder):
 
 
 def _vocabulary(source, config, seed, path):
-    """Found from the descriptors of images drawn at random."""
+    """The vocabulary, from the descriptors of images drawn at random."""
     if path.exists():
         with np.load(path) as file:
             return Vocabulary(**file)
@@ -217,7 +217,7 @@ def fisher_vector(image: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def _vectors(source, config, vocabulary, folder):
-    """The Fisher vectors of a split, (N, D) float32, kept in blocks as they are made; and its labels."""
+    """The Fisher vectors of a split, (N, D) float32, saved in blocks; and its labels."""
     folder.mkdir(exist_ok=True)
     starts = range(0, len(source), BLOCK)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, tqdm(total=len(starts), desc=folder.name) as bar:

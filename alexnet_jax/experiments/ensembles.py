@@ -1,7 +1,7 @@
 """Several networks as one (paper, section 6, table 2).
 
-ensemble5: five seeds, alone and averaged. six_conv: besides, two networks with a sixth convolution, which begin with
-what they learned from another, larger data set; and all seven averaged.
+ensemble5: five seeds, alone and averaged. six_conv: also two networks with a sixth convolution, which are trained on
+another, larger data set first; and all seven averaged.
 """
 
 from pathlib import Path
@@ -21,30 +21,32 @@ from alexnet_jax.training import setup
 CONFIG = "configs/alexnet.py"
 DEFAULTS = ("--config.report=false",)
 SEEDS = 5
-STARRED = 2  # networks of six convolutions in the paper's seven
-SLOWER = 0.1  # the rate of fine-tuning, times that of training; as in configs/alexnet.py:six_conv_finetune
+STARRED = 2  # number of networks with six convolutions among the paper's seven
+SLOWER = 0.1  # the rate of fine-tuning, divided by the rate of training; as in configs/alexnet.py:six_conv_finetune
 
 
 def run(setting: Setting) -> str | None:
-    """Carries the experiment out; the table as text, None if it was stopped.
+    """Runs the experiment. Returns the table as text, or None if it was stopped.
 
     Raises:
-      UsageError: without five seeds, which the paper's rows are of; or six_conv for a network that has not five
-        convolutions.
+      UsageError: if the number of seeds is not five, as in the paper; for six_conv, also if the network does not have
+        five convolutions.
     """
     if setting.seeds != SEEDS:
-        raise UsageError(f"--seeds is {setting.seeds}; accepted is {SEEDS}, as the paper's rows are of five networks.")
+        raise UsageError(
+            f"--seeds is {setting.seeds}; accepted is {SEEDS}, because the paper's rows are for five networks."
+        )
     convolutions = sum(isinstance(layer, Conv) for layer in networks.named(setting.config.architecture))
     if setting.pretrain and convolutions != 5:
         raise UsageError(
-            f"config.architecture is {setting.config.architecture}, of {convolutions} convolutions; accepted is a "
-            "network of five, such as PAPER or QUICKSTART, to which six_conv adds a sixth."
+            f"config.architecture is {setting.config.architecture}, with {convolutions} convolutions; accepted is a "
+            "network with five, such as PAPER or QUICKSTART, to which six_conv adds a sixth."
         )
     return runs.carry_out(setting, plan, write)
 
 
 def plan(setting: Setting, done: Outcomes) -> list[Trial]:
-    """Five networks; where there is a data set to pretrain on, two more of six convolutions, first there, then here."""
+    """Five networks; with a data set to pretrain on, also two with six convolutions, trained on it first."""
     plain = [setting.trial("cnn", seed=seed) for seed in range(SEEDS)]
     if not setting.pretrain:
         return plain
@@ -70,7 +72,7 @@ def _six(setting, **changes):
 
 
 def write(setting: Setting, done: Outcomes) -> str:
-    """Writes table 2 beside the paper's as far as its networks have ended; gives it as text."""
+    """Writes table 2 beside the paper's, for the networks that have ended; returns it as text."""
     ended = [trial.name for trial in plan(setting, done) if trial.name in done]
     diverged = [name for name in ended if "diverged" in done[name]]
     networks_ended = [name for name in ended if name not in diverged and not name.startswith("pretrain")]

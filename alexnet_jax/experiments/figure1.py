@@ -1,8 +1,8 @@
 """Figure 1: epochs to a training error of 25% with ReLU and with tanh (paper, section 3.1).
 
-Four layers, CIFAR-10, no regularization; each network with the rate that makes it quickest. Rates are tried by factors
-of two until the quickest is between two that are slower. A run ends after the epoch whose training error is 25%, or
-when another rate was there sooner.
+Four layers, CIFAR-10, no regularization; each network has the rate with which it is fastest. Rates are tried in factors
+of two until the fastest is between two that are slower. A run ends after the epoch whose training error is 25%, or
+when it is slower than a run with another rate.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ DEFAULTS = (
 SEEDS = 2
 GOAL = 25.0  # % training error
 START = 0.004  # the rate to begin with
-MOST = 6  # rates, of which none leads to the goal
-NETWORKS = {"relu": "", "tanh": "_TANH"}  # what the architecture's name ends in
+MOST = 6  # give up after this many rates without success
+NETWORKS = {"relu": "", "tanh": "_TANH"}  # endings of the architecture's name
 PAPER = 6.0  # times as many epochs with tanh
 
 
 def run(setting: Setting) -> str | None:
-    """Carries the experiment out; the table as text, None if it was stopped."""
+    """Runs the experiment. Returns the table as text, or None if it was stopped."""
     return runs.carry_out(setting, plan, write)
 
 
 def plan(setting: Setting, done: Outcomes) -> list[Trial]:
-    """The runs so far: of each network all rates with the first seed; then the quickest with the others."""
+    """The runs so far: for each network all rates with the first seed, then the fastest rate with the other seeds."""
     trials = []
     for network in NETWORKS:
         rates, best = search(network, setting.folder, done)
@@ -48,7 +48,7 @@ def plan(setting: Setting, done: Outcomes) -> list[Trial]:
 
 
 def search(network: str, folder: Path, done: Outcomes) -> tuple[list[float], float | None]:
-    """The rates to try, in their order, and the quickest, None as long as it is not known to be."""
+    """The rates to try, in order; and the fastest, or None if it is not known yet."""
     rates = [START, START * 2]
     while True:
         names = [_name(network, rate, 0) for rate in rates]
@@ -67,9 +67,9 @@ def search(network: str, folder: Path, done: Outcomes) -> tuple[list[float], flo
 
 
 def steps_to_goal(workdir: Path) -> float:
-    """The step at which a run's training error was GOAL, infinity if it was not yet.
+    """The step at which a run's training error was GOAL; infinity if it was never.
 
-    The error of an epoch, the mean over it, stands in the epoch's middle; from one to the next it changes evenly.
+    The mean error of an epoch counts for the middle of the epoch; between two middles the error is interpolated.
     """
     before = None
     for step, error in errors_of_epochs(workdir):
@@ -102,7 +102,7 @@ def _trial(setting, network, rate, seed):
     folder, name = setting.folder, _name(network, rate, seed)
 
     def until():
-        others = runs.outcomes(folder).keys() if not seed else ()  # other seeds are to be seen to their end
+        others = runs.outcomes(folder).keys() if not seed else ()  # the runs of other seeds go on to their end
         soonest = min(
             (steps_to_goal(folder / other) for other in others if other.startswith(network)), default=math.inf
         )
@@ -119,7 +119,7 @@ def _name(network, rate, seed):
 
 @dataclasses.dataclass(frozen=True)
 class _Curve:
-    """A run as the figure and the table show it."""
+    """A run in the figure and the table."""
 
     network: str
     rate: float
@@ -131,7 +131,7 @@ class _Curve:
 
 
 def write(setting: Setting, done: Outcomes) -> str:
-    """Writes figure1.png, curves.csv and the table of all runs; gives the table as text."""
+    """Writes figure1.png, curves.csv and the table of all runs; returns the table as text."""
     folder, shown, rows = setting.folder, [], []
     for network in NETWORKS:
         rates, best = search(network, folder, done)
@@ -177,7 +177,7 @@ def _conclusion(chosen):
             if late < len(epochs)
             else ""
         )
-        known = f"{mean} epochs" if mean else "no learning rate is known to be the quickest"
+        known = f"{mean} epochs" if mean else "the fastest learning rate is not known yet"
         lines.append(f"{network}: {known}" + (f"; {late} of {len(epochs)} seeds did not get there" if late else ""))
     seeds = reached["relu"].keys() & reached["tanh"].keys()
     ratios = [reached["tanh"][seed] / reached["relu"][seed] for seed in sorted(seeds)]

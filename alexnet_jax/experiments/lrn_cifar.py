@@ -1,7 +1,7 @@
 """The four-layer network on CIFAR-10 with and without normalization (paper, section 3.3: 11% and 13%).
 
-The paper leaves network and recipe to the files of its code. Here they are figure 1's network, and a recipe that a CPU
-can follow: mirrored images, weight decay, eight epochs, a learning rate that drops twice.
+For network and recipe the paper refers to its code. Here the network is that of figure 1, with a recipe that a CPU can
+run: mirrored images, weight decay, eight epochs, a learning rate that drops twice.
 """
 
 import functools
@@ -24,6 +24,6 @@ NETWORKS = {"": 13.0, "_LRN": 11.0}
 
 
 def run(setting: Setting) -> str | None:
-    """Carries the experiment out; the table as text, None if it was stopped."""
+    """Runs the experiment. Returns the table as text, or None if it was stopped."""
     of_both = {"endings": NETWORKS}
     return runs.carry_out(setting, functools.partial(seeds.plan, **of_both), functools.partial(seeds.write, **of_both))

@@ -1,4 +1,4 @@
-"""Sets of runs: each an ordinary run of the trainer, in a folder of its own, made once and resumed where it stopped."""
+"""Sets of runs. Each is an ordinary run of the trainer in its own folder; it is made once, and resumed after a stop."""
 
 import contextlib
 import dataclasses
@@ -17,14 +17,14 @@ from alexnet_jax.files import write_whole
 from alexnet_jax.training import loop, setup
 
 OUTCOME = "outcome.json"
-OUTCOMES = "outcomes.json"  # of all runs that have ended, beside their table
-# Fields that a run may change when it is resumed, and that the runs of one table share.
+OUTCOMES = "outcomes.json"  # the results of all finished runs, beside their table
+# Fields that a resumed run may change, but that must be equal for the runs of one table.
 SHARED = ("num_epochs", "num_steps", "views", "log_every_steps")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """A run of an experiment: the name of its folder, its config, and until when it goes (loop.train)."""
+    """A run of an experiment: the name of its folder, its config, and when it ends (`until` of loop.train)."""
 
     name: str
     config: ConfigDict
@@ -33,14 +33,14 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-    """What the user chose.
+    """The choices of the user.
 
     Attributes:
       name: of the experiment.
-      config: that all runs vary.
-      seeds: how many runs differ by nothing but their seed.
-      folder: of the experiment; a run lies in the folder of its name there.
-      pretrain: the data set that six_conv begins with.
+      config: the config that all runs start from.
+      seeds: number of runs that differ only by their seed.
+      folder: of the experiment; each run has a folder with its name there.
+      pretrain: the data set on which six_conv trains first.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Setting:
     pretrain: str = ""
 
     def trial(self, name: str, changes: dict | None = None, *, seed: int, **rest) -> Trial:
-        """A run with this config but for changes, by dotted names; seeds count from the config's own on."""
+        """A run with this config and changes, by dotted names; the first seed is the config's own."""
         config = self.config.copy_and_resolve_references()
         config.update_from_flattened_dict({**(changes or {}), "seed": config.seed + seed})
         return Trial(f"{name}-seed{seed}", config, **rest)
 
 
 Outcomes = dict[str, dict]
-"""By trial, what its result.json holds; {"diverged": message} where the numbers became infinite."""
+"""The content of result.json for each trial; {"diverged": message} if its numbers became infinite."""
 
 
 def carry_out(
@@ -65,22 +65,22 @@ def carry_out(
     plan: Callable[[Setting, Outcomes], list[Trial]],
     write: Callable[[Setting, Outcomes], str],
 ) -> str | None:
-    """Makes all runs of an experiment that are not there yet, one after the other, and its table.
+    """Makes all missing runs of an experiment, one after the other, and its table.
 
-    Several processes may work on the same folder, each with devices of its own: each takes the next run that nobody
-    is at. A run that was cut off is resumed, at its last checkpoint.
+    Several processes, each with its own devices, may work on the same folder: each takes the next free run. A run that
+    was stopped is resumed from its last checkpoint.
 
     Args:
-      setting: what plan and write are given.
-      plan: the runs of the experiment as far as they are known, given those that have ended. Asked again after each.
-      write: writes tables and figures of the runs that have ended, whenever another has; gives the table as text.
+      setting: the argument of plan and write.
+      plan: function that returns the runs known so far, given the finished ones. It is called again after each run.
+      write: function that writes tables and figures of the finished runs, after each run; it returns the table as text.
 
     Returns:
-      The table; None where SIGTERM came, and the run at hand is saved.
+      The table; None after SIGTERM, and the current run is saved.
 
     Raises:
-      UsageError: before the first run, if one of them could not be made; or if the folder is of another experiment.
-      KeyboardInterrupt: where Ctrl-C came, and the run at hand is saved.
+      UsageError: before the first run, if one of the runs cannot be made, or if the folder is of another experiment.
+      KeyboardInterrupt: after Ctrl-C, and the current run is saved.
     """
     folder, waiting = setting.folder, False
     claim(setting)
@@ -101,7 +101,7 @@ def carry_out(
                         break
             else:
                 if not waiting:
-                    print("Other processes are at the runs that are left; this one waits for them.", flush=True)
+                    print("Other processes work on the remaining runs; this one waits for them.", flush=True)
                 waiting = True
                 time.sleep(2)
     if sigterm.interrupted():
@@ -110,25 +110,25 @@ def carry_out(
 
 
 def make(trial: Trial, folder: Path) -> dict | None:
-    """Makes one run, and notes its outcome; None if it was stopped before its end."""
+    """Makes one run and saves its outcome; None if it was stopped before its end."""
     workdir = folder / trial.name
     try:
         outcome = loop.train(trial.config, workdir, until=trial.until)
     except FloatingPointError as error:
         outcome = {"diverged": str(error).partition(".")[0]}
-        print(f"{outcome['diverged']}: noted as diverged. To make it again, delete {workdir}.", flush=True)
+        print(f"{outcome['diverged']}: recorded as diverged. To make it again, delete {workdir}.", flush=True)
     if outcome:
         write_whole(workdir / OUTCOME, json.dumps(outcome, indent=2) + "\n")
     return outcome
 
 
 def outcomes(folder: Path) -> Outcomes:
-    """The outcomes of all runs there that have ended."""
+    """The outcomes of all finished runs."""
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{OUTCOME}"))}
 
 
 def results(done: Outcomes, names: list[str]) -> tuple[list[dict], str]:
-    """The outcomes of those runs that came to their end; and in words, how many these are and how many diverged."""
+    """The outcomes of the runs that did not diverge; and in words, their number and the number that diverged."""
     ended = [done[name] for name in names if name in done]
     whole = [outcome for outcome in ended if "diverged" not in outcome]
     diverged = len(ended) - len(whole)
@@ -136,13 +136,13 @@ def results(done: Outcomes, names: list[str]) -> tuple[list[dict], str]:
 
 
 def claim(setting: Setting) -> None:
-    """Notes in the folder which experiment it is of; UsageError if it is of another one, or of another config."""
+    """Records in the folder which experiment it belongs to; UsageError if it has another one, or another config."""
     setting.folder.mkdir(parents=True, exist_ok=True)
     flat = config_lib.flatten(setting.config)
     free = {name for name, field in config_lib.FIELDS.items() if field.free} - set(SHARED)
     asked = {"experiment": setting.name, "--pretrain": setting.pretrain}
     asked |= {f"--config.{name}": value for name, value in flat.items() if name not in free}
-    asked = json.loads(json.dumps(asked))  # tuples are lists there
+    asked = json.loads(json.dumps(asked))  # JSON has lists for tuples
     path = setting.folder / "experiment.json"
     with alone(setting.folder, wait=True):
         if not path.exists():
@@ -157,7 +157,7 @@ def claim(setting: Setting) -> None:
 
 
 def _check(setting, trials):
-    """Raises UsageError, before hours have passed, for a config that is not accepted or data that is not there."""
+    """Raises UsageError at the start for a config that is not accepted or data that is missing."""
     for trial in trials:
         config_lib.check(trial.config)
     with alone(setting.folder, wait=True):  # the first process may have to prepare the data
@@ -174,12 +174,12 @@ def _write(setting, write):
 
 @contextlib.contextmanager
 def alone(folder: Path, *, wait: bool = False):
-    """Whether no other process is in such a `with` block of the folder; none will be, within this one, if so.
+    """A `with` block that only one process at a time can own for a folder; it gives whether this process owns it.
 
-    With `wait`, it waits until that is so.
+    With `wait`, it waits until it does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:  # given up with the process, however it ends
+    with (folder / ".lock").open("w") as file:  # released when the process ends, for any reason
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

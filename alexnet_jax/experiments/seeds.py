@@ -7,16 +7,16 @@ CONFIG = "configs/quickstart.py"
 DEFAULTS = ("--config.report=false",)
 SEEDS = 3
 NETWORKS = {"": None}
-"""What the architecture's name ends in, and the paper's top-1 error in %."""
+"""The ending of the architecture's name, and the paper's top-1 error in %."""
 
 
 def run(setting: Setting) -> str | None:
-    """Carries the experiment out; the table as text, None if it was stopped."""
+    """Runs the experiment. Returns the table as text, or None if it was stopped."""
     return runs.carry_out(setting, plan, write)
 
 
 def plan(setting: Setting, _: Outcomes, endings=NETWORKS) -> list[Trial]:
-    """Every network with the first seed, then with the next."""
+    """Every network with the first seed, then with the next, and so on."""
     architecture = setting.config.architecture
     return [
         setting.trial(architecture + ending, {"architecture": architecture + ending}, seed=seed)
@@ -26,7 +26,7 @@ def plan(setting: Setting, _: Outcomes, endings=NETWORKS) -> list[Trial]:
 
 
 def write(setting: Setting, done: Outcomes, endings=NETWORKS) -> str:
-    """Writes the table of errors, and a plot of them; gives the table as text."""
+    """Writes the table of errors, and a plot; returns the table as text."""
     rows, marks = [], []
     for ending, paper in endings.items():
         name = setting.config.architecture + ending

@@ -15,16 +15,16 @@ SEEDS = 5
 
 
 def run(setting: Setting) -> str | None:
-    """Carries the experiment out; the table as text, None if it was stopped.
+    """Runs the experiment. Returns the table as text, or None if it was stopped.
 
     Raises:
-      UsageError: for a network that has one tower, or sees no colours.
+      UsageError: for a network with one tower, or one that sees no colours.
     """
     first = networks.named(setting.config.architecture)[0]
     if first.towers < 2 or first.channels != 3:
         raise UsageError(
-            f"config.architecture is {setting.config.architecture}, of {first.towers} towers and {first.channels} "
-            "channels; accepted is a network of two towers or more that sees colours, such as PAPER or QUICKSTART."
+            f"config.architecture is {setting.config.architecture}, with {first.towers} towers and {first.channels} "
+            "channels; accepted is a network with two towers or more that sees colours, such as PAPER or QUICKSTART."
         )
     return runs.carry_out(setting, seeds.plan, write)
 
@@ -48,7 +48,9 @@ def write(setting: Setting, done: Outcomes) -> str:
         tables.plot(setting.folder / "table.png", "specialisation, from 0 to 1", marks)
         below = f"specialisation: {tables.Mean.of(scores, '.3f')} over {len(scores)} runs\n"
         below += (
-            "The images are grey: the colours of the kernels are those of their first random weights.\n" if grey else ""
+            "The images are grey: the colours of the kernels are those of their initial random weights.\n"
+            if grey
+            else ""
         )
     header = ["run", "colour shares of the towers", "specialisation of random kernels", "specialisation"]
     return tables.write(setting.folder / "table", header, rows, below)

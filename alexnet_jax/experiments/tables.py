@@ -13,7 +13,7 @@ from alexnet_jax.inspection.report import figures
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean and its standard error, nan where that is not known: 12.34 ± 0.05 as text, two columns in a CSV."""
+    """A mean and its standard error, nan if it is not known: 12.34 ± 0.05 as text, two columns in a CSV."""
 
     mean: float
     error: float = math.nan
@@ -21,7 +21,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float], form: str = ".2f") -> "Mean":
-        """Of independent values; the standard error is that of their spread, and one value alone has none."""
+        """The mean of independent values, with the standard error from their spread; one value alone has none."""
         error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(float(np.mean(values)), float(error), form)
 
@@ -30,20 +30,20 @@ class Mean:
         return mean if math.isnan(self.error) else f"{mean} ± {format(self.error, self.form.removeprefix('+'))}"
 
     def numbers(self) -> list[str]:
-        """The mean and the standard error, "" where that is not known."""
+        """The mean and the standard error, "" if it is not known."""
         return [str(round(number, 6)) if not math.isnan(number) else "" for number in (self.mean, self.error)]
 
 
 def write(path: Path, header: Sequence[str], rows: Sequence[Sequence], below: str = "") -> str:
-    """Writes a table as path.csv, and as path.txt with what stands below it; gives that text.
+    """Writes a table as path.csv, and as path.txt with a text below it; returns the content of path.txt.
 
-    In the text the first and last columns are flush left, the others right.
+    In the text the first and last columns are aligned left, the others right.
 
     Args:
-      path: without the ending.
+      path: without .csv or .txt.
       header: the names of the columns, all different.
       rows: text, numbers and Means.
-      below: text.
+      below: the text below the table.
     """
     split = [any(isinstance(row[k], Mean) for row in rows) for k in range(len(header))]  # into two columns
 
@@ -66,7 +66,7 @@ def write(path: Path, header: Sequence[str], rows: Sequence[Sequence], below: st
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A row of a plot: a mean, and what the paper has there, if anything."""
+    """A row of a plot: a mean, and the paper's value, if it has one."""
 
     words: str
     mean: Mean
@@ -74,7 +74,7 @@ class Mark:
 
 
 def plot(path: Path, label: str, marks: Sequence[Mark]) -> None:
-    """Draws means with two standard errors to each side, one below the other, as PNG; no file if there are none."""
+    """Draws means with two standard errors to each side, one below the other, as PNG; without means, writes no file."""
 
     def draw(figure):
         axis = figure.subplots()

@@ -1,8 +1,8 @@
 """Short binary codes by an auto-encoder, and the images whose codes differ least (paper, section 6.1).
 
-The paper proposes it and gives no numbers; the form is that of Krizhevsky and Hinton, Using Very Deep Autoencoders for
-Content-Based Image Retrieval (2011), with one hidden layer on either side, as the features are the work of a deep
-network already.
+The paper proposes such codes and gives no numbers. The auto-encoder has the form of Krizhevsky and Hinton, Using Very
+Deep Autoencoders for Content-Based Image Retrieval (2011), but only one hidden layer on each side: its inputs are
+already features of a deep network.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ from alexnet_jax.inspection.features import Index
 
 HIDDEN = 512
 STEPS, BATCH, RATE = 3000, 256, 1e-3  # of Adam, its rate falling to 0 by a cosine
-SHORTLIST = 100  # images of the nearest codes, among which the nearest features are looked for
+SHORTLIST = 100  # number of images with the nearest codes; the nearest features are searched among them
 
-_BLOCK = 2**14  # codes that the devices get at a time
+_BLOCK = 2**14  # codes that are sent to the devices at a time
 _SAMPLE = 2**12  # features from which mean and scale are computed
 _ENCODER = ("mean", "scale", "hidden_kernel", "hidden_bias", "code_kernel", "code_bias")
 
@@ -38,11 +38,11 @@ _ENCODER = ("mean", "scale", "hidden_kernel", "hidden_bias", "code_kernel", "cod
 class AutoEncoder(nn.Module):
     """Features -> hidden layer -> bits -> hidden layer -> features; the bits are signs of tanh units.
 
-    Their gradient is that of tanh, as if nothing had been rounded.
+    The gradient is that of tanh, without the rounding.
 
     Attributes:
-      width: of the features.
-      bits: of a code.
+      width: number of values of a feature vector.
+      bits: number of bits of a code.
     """
 
     width: int
@@ -63,14 +63,15 @@ class Encoder:
     """The half of the auto-encoder that makes codes.
 
     Attributes:
-      arrays: by the names in _ENCODER, float32; features are taken less mean (D,), divided by scale (a number).
+      arrays: by the names in _ENCODER, float32; mean (D,) is subtracted from features, which are then divided by
+        scale (a number).
     """
 
     arrays: dict[str, np.ndarray]
 
     @property
     def bits(self) -> int:
-        """Of a code."""
+        """The number of bits of a code."""
         return len(self.arrays["code_bias"])
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
@@ -83,14 +84,14 @@ def train(vectors: np.ndarray, chosen: np.ndarray, bits: int, seed: int = 0, ste
     """Trains the auto-encoder; the same arguments give the same encoder.
 
     Args:
-      vectors: (N, D) float32 or bfloat16, anything that NumPy slices: a batch at a time is read.
-      chosen: indices of those to learn from.
-      bits: of a code, a multiple of 32.
-      seed: of the first weights and of the batches.
-      steps: of Adam.
+      vectors: (N, D) float32 or bfloat16, anything that NumPy slices; one batch is read at a time.
+      chosen: indices of the vectors to learn from.
+      bits: number of bits of a code, a multiple of 32.
+      seed: of the initial weights and of the batches.
+      steps: number of steps of Adam.
 
     Raises:
-      UsageError: if bits is no such number.
+      UsageError: if bits is not a multiple of 32.
     """
     check_bits(bits)
     rng = np.random.default_rng(seed)
@@ -114,10 +115,10 @@ def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray,
     Args:
       queries: (Q, bits / 8) uint8.
       codes: (N, bits / 8) uint8.
-      k: how many; N if there are no more.
+      k: number of codes; N if that is smaller.
 
     Returns:
-      Numbers of bits (Q, k) int32, the least first, and indices (Q, k) int32.
+      Numbers of different bits (Q, k) int32, in rising order, and indices (Q, k) int32.
     """
     queries, codes = (np.ascontiguousarray(rows).view(np.uint32) for rows in (queries, codes))
     distances, indices = retrieve.least(_HAMMING, queries, codes, min(k, len(codes)), _BLOCK)
@@ -125,7 +126,7 @@ def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray,
 
 
 def hamming(queries, codes):
-    """In how many bits codes differ: (Q, W) and (B, W) uint32 -> (Q, B) float32, which holds such numbers exactly."""
+    """The number of different bits: (Q, W) and (B, W) uint32 -> (Q, B) float32, exact for such numbers."""
     # Word by word, so that the sum runs over whole rows of the result.
     words = zip(queries.T, codes.T, strict=True)
     return sum(lax.population_count(q[:, None] ^ c) for q, c in words).astype(jnp.float32)
@@ -136,10 +137,10 @@ _HAMMING = Partial(hamming)
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """How codes do beside exact search.
+    """Search by codes, compared with exact search.
 
     Attributes:
-      queries: how many images were looked for.
+      queries: number of images that were searched for.
       recall: the share of their 10 nearest neighbours that are among the SHORTLIST images of the nearest codes.
       by_codes: queries/s of both searches one after the other: codes, then features of the shortlist.
       exact: queries/s of the search among all features.
@@ -152,18 +153,20 @@ class Measured:
 
 
 def make(vectors: np.ndarray, bits: int, seed: int = 0, steps: int = STEPS) -> tuple[Encoder, np.ndarray, Measured]:
-    """Codes for all vectors by an encoder that learns from nine in ten, and how it does on up to 1,000 of the others.
+    """Trains an encoder on nine tenths of the vectors, codes all, and measures it on up to 1,000 of the others.
 
     Args: as in train.
 
     Returns:
-      The encoder, codes (N, bits / 8) uint8, and what was measured.
+      The encoder, codes (N, bits / 8) uint8, and the measurement.
 
     Raises:
-      UsageError: if bits is no multiple of 32, or the vectors are too few.
+      UsageError: if bits is not a multiple of 32, or there are too few vectors.
     """
     if len(vectors) < 2 * SHORTLIST:
-        raise UsageError(f"there are {len(vectors)} features; accepted are {2 * SHORTLIST} or more. Give more images.")
+        raise UsageError(
+            f"there are {len(vectors)} feature vectors; accepted are {2 * SHORTLIST} or more. Give more images."
+        )
     order = np.random.default_rng(seed).permutation(len(vectors))
     others, chosen = np.split(order, [len(order) // 10])
     encoder = train(vectors, chosen, bits, seed, steps)
@@ -193,7 +196,7 @@ def _timed(search):
 
 
 def _without(own, found):
-    """Each query's neighbours without itself: all but the last of those left."""
+    """The neighbours of each query without the query itself, one fewer than there were."""
     return np.stack([row[row != i][: len(row) - 1] for i, row in zip(own, found, strict=True)])
 
 
@@ -213,12 +216,12 @@ def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
     """The codes (N, bits / 8) uint8 of an index's images, and their encoder.
 
     Raises:
-      UsageError: if there is no such file, it is another or a part of one, or its codes are those of other features.
+      UsageError: if the file does not exist, is not a complete file of codes, or has the codes of other features.
     """
     path = Path(path).expanduser()
     how = f"`python -m alexnet_jax codes --index={index.path} --output={path}`"
     if not path.is_file():
-        raise UsageError(f"{path} is no file. Make it by {how}.")
+        raise UsageError(f"{path} does not exist. Make it by {how}.")
     try:
         with zipfile.ZipFile(path) as archive:
             stored = {
@@ -226,11 +229,9 @@ def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
                 for name in ("codes", "index", *_ENCODER)
             }
     except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"{path} is no file of codes ({error}): it is another, or a part of one. Make it again by {how}."
-        ) from error
+        raise UsageError(f"{path} is not a complete file of codes ({error}). Make it again by {how}.") from error
     if stored.pop("index").item() != index.fingerprint:
-        raise UsageError(f"{path} holds the codes of other features than {index.path}. Make them by {how}.")
+        raise UsageError(f"{path} holds codes of other features than those of {index.path}. Make new ones by {how}.")
     return stored.pop("codes"), Encoder(stored)
 
 

@@ -1,4 +1,4 @@
-"""What a layer makes of every image of a split (paper, section 6.1): an .npz file larger than memory if need be."""
+"""A layer's output for every image of a split (paper, section 6.1), in an .npz file that may be larger than memory."""
 
 import dataclasses
 import hashlib
@@ -21,10 +21,10 @@ from alexnet_jax.evaluation.trained import Trained, check_layer
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 
-_STORED = {"float32": "<f4", "bfloat16": "<u2"}  # .npy files know no bfloat16: its bits
+_STORED = {"float32": "<f4", "bfloat16": "<u2"}  # .npy files have no bfloat16: its bits are stored
 _TOLD = ("layer", "dtype", "digest", "network", "split", "class_names")
-# An extra field of the zip's that does nothing but let the numbers begin at a multiple of 64 bytes: with no such
-# luck a CPU would copy every block of them before it computes.
+# An extra field of the zip file that only makes the numbers begin at a multiple of 64 bytes. Otherwise a CPU would copy
+# every block of them before it computes.
 _ALIGNING = struct.pack("<HHH60x", 0xD935, 62, 64)
 
 
@@ -36,12 +36,12 @@ class Index:
       path: the file.
       vectors: (N, D) float32 or bfloat16, memory-mapped.
       labels: (N,) int32.
-      where: (N,) bytes, UTF-8: what a person needs to find each image, its path or key.
-      layer: whose output they are.
+      where: (N,) bytes, UTF-8: the path or key of each image, so that a person can find it.
+      layer: the layer whose output they are.
       dtype: "float32" or "bfloat16".
       digest: of the weights, as Weights.digest.
-      network: what the weights were converted from, as Weights.source.
-      split: what the images are, e.g. "digits, split train".
+      network: the source of the weights, as Weights.source.
+      split: the name of the images, e.g. "digits, split train".
       class_names: of the K classes, or None.
     """
 
@@ -60,12 +60,12 @@ class Index:
         return len(self.labels)
 
     def class_of(self, i: int) -> str:
-        """The name of an image's class, or its number where names are not known."""
+        """The name of an image's class, or its number if names are not known."""
         label = int(self.labels[i])
         return self.class_names[label] if self.class_names else f"class {label}"
 
     def place_of(self, i: int) -> str:
-        """Where an image is."""
+        """The path or key of an image."""
         return self.where[i].decode()
 
     @property
@@ -79,15 +79,15 @@ class Index:
         """Raises UsageError unless the features are those of these weights."""
         if self.digest != weights.digest:
             raise UsageError(
-                f"{self.path} holds features of another network ({self.network}) than the one that is given "
-                f"({weights.source}), and they cannot be compared. Give that one, or make the features again."
+                f"{self.path} holds features of another network ({self.network}) than the given one "
+                f"({weights.source}). They cannot be compared. Give that network, or make the features again."
             )
 
 
 def write(path: Path, trained: Trained, source: Source, layer: str, class_names=None, dtype: str = "float32") -> None:
-    """Writes the features of a split, whole or not at all; they stream through memory, a batch at a time.
+    """Writes the features of a split, completely or not at all, one batch at a time.
 
-    Any program that reads .npz files reads it: features (N, D) float32, or uint16 with the bits of bfloat16; labels
+    Any program that reads .npz files can read it: features (N, D) float32, or uint16 with the bits of bfloat16; labels
     (N,) int32; where (N,) bytes; and about, a JSON object with the rest of Index's attributes.
 
     Args:
@@ -99,7 +99,7 @@ def write(path: Path, trained: Trained, source: Source, layer: str, class_names=
       dtype: "float32", or "bfloat16", which rounds to 8 bits and halves the file.
 
     Raises:
-      UsageError: if there is no such layer, or one of its numbers is not finite.
+      UsageError: if there is no such layer, or a number of its output is not finite.
     """
     check_layer(trained.weights.architecture, layer)
     side = trained.image_size
@@ -123,8 +123,8 @@ def write(path: Path, trained: Trained, source: Source, layer: str, class_names=
                 labels.append(row_labels)
                 if not np.isfinite(rows).all():
                     raise UsageError(
-                        f"{layer} makes numbers that are not finite of {where[-len(rows)].decode()} or one of the "
-                        f"{len(rows) - 1} after it: the network's weights are damaged. Take another checkpoint."
+                        f"the output of {layer} is not finite for {where[-len(rows)].decode()} or one of the "
+                        f"{len(rows) - 1} images after it: the weights are damaged. Take another checkpoint."
                     )
                 member.write(rows.astype(DTYPES[dtype]).tobytes())
         rest = {"labels": np.concatenate(labels), "where": np.array(where), "about": np.array(json.dumps(about))}
@@ -134,14 +134,14 @@ def write(path: Path, trained: Trained, source: Source, layer: str, class_names=
 
 
 def read(path: str | Path) -> Index:
-    """Opens what write wrote.
+    """Opens a file that write wrote.
 
     Raises:
-      UsageError: if there is no such file, or it is another or a part of one.
+      UsageError: if the file does not exist, or is not a complete file of features.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UsageError(f"{path} is no file. Make it by `python -m alexnet_jax features --output={path}`.")
+        raise UsageError(f"{path} does not exist. Make it by `python -m alexnet_jax features --output={path}`.")
     try:
         with zipfile.ZipFile(path) as archive:
             rest = {}
@@ -154,7 +154,7 @@ def read(path: str | Path) -> Index:
             index = Index(path, stored, **rest, **about, class_names=names and tuple(names))
     except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{path} is no file of features ({error}): it is another, or a part of one. Make it again by "
+            f"{path} is not a complete file of features ({error}). Make it again by "
             f"`python -m alexnet_jax features --output={path}`."
         ) from error
     if not len(index.vectors) == len(index.labels) == len(index.where):
@@ -163,7 +163,7 @@ def read(path: str | Path) -> Index:
 
 
 def _map(path, archive):
-    """The array of features as it lies in the file, which NumPy maps only outside of a zip."""
+    """The array of features, mapped from the file; NumPy itself maps no arrays inside a zip file."""
     info = archive.getinfo("features.npy")
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError("its features are compressed")
@@ -172,7 +172,7 @@ def _map(path, archive):
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
         header = member.tell()
     if header + math.prod(shape) * dtype.itemsize != info.file_size:
-        raise ValueError("its features are not all there")
+        raise ValueError("some of its features are missing")
     with open(path, "rb") as file:
         file.seek(info.header_offset + 26)  # of the zip's own header for the member: 30 bytes, name and extra field
         start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))

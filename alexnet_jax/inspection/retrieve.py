@@ -1,4 +1,4 @@
-"""Exact nearest neighbours (paper, section 6.1) on all devices here, of vectors that need not fit in memory."""
+"""Exact nearest neighbours (paper, section 6.1) on all devices of this machine; vectors may be larger than memory."""
 
 import functools
 import os
@@ -12,33 +12,36 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-BLOCK = 2**12  # vectors that the devices get at a time: their scores are memory that a CPU has used before
-QUERIES = 2**11  # that are searched for at a time: their scores of a block are 34 MB
+BLOCK = (
+    2**12
+)  # vectors that are sent to the devices at a time: so few that a CPU can use the memory of their scores again
+QUERIES = 2**11  # queries at a time: their scores for a block are 34 MB
 
 _GROUP = 32  # neighbouring scores; the smallest of each group is examined first
-_SPARE = 16  # candidates more than neighbours
+_SPARE = 16  # number of candidates minus number of neighbours
 _PART = 2**8  # vectors that are compared in float64 at a time
 
 
 def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest vectors by Euclidean distance, exactly: in float64's order, ties by the lower index.
+    """The k nearest vectors by Euclidean distance, exactly: in the order of float64, ties by the lower index.
 
-    The devices compare |x|^2 - 2 q.x in float32, less the most that their rounding can have added to it, and keep the
-    least as candidates; the candidates' distances are then those of their differences in float64. What is no candidate
-    lies certainly beyond the last candidate's bound. A query whose k-th neighbour does not lie before that (there are
-    many vectors just as near) is searched for again: among four times as many candidates, and with q and x less the
-    queries' mean, which leaves less to round where all vectors are much alike.
+    The devices compute |x|^2 - 2 q.x in float32 and subtract the largest possible rounding error. So they have a lower
+    bound for each distance, and keep the vectors with the smallest bounds as candidates. The distances of the
+    candidates are then computed from differences in float64. All other vectors are farther away than the last
+    candidate's bound. If the k-th neighbour of a query is not nearer than that bound, because many vectors are equally
+    near, the query is repeated with four times as many candidates, and with the mean of the queries subtracted from q
+    and x. This makes the rounding errors smaller if all vectors are alike.
 
-    That holds where a device adds up float32 products in float32, in whatever order, and nothing overflows.
+    This is exact if a device adds float32 products in float32, in any order, and nothing overflows.
 
     Args:
       queries: (Q, D) float32, finite.
-      vectors: (N, D) float32 or bfloat16, finite: anything that NumPy slices, such as a memory-mapped file. It goes to
-        the devices in blocks, the next while they compare the one before.
-      k: how many; N if there are no more.
+      vectors: (N, D) float32 or bfloat16, finite: anything that NumPy slices, such as a memory-mapped file. It is
+        sent to the devices in blocks, the next block while they compare the one before.
+      k: number of neighbours; N if that is smaller.
 
     Returns:
-      Distances (Q, k) float64, the least first, and indices (Q, k) int64.
+      Distances (Q, k) float64, in rising order, and indices (Q, k) int64.
     """
     count, k = len(vectors), min(k, len(vectors))
     squares, indices = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
@@ -65,9 +68,9 @@ def among(
     Args:
       queries, vectors: as in nearest.
       candidates: (Q, C) integers, the indices of each query's candidates; C is k or more.
-      k: how many.
-      bounds: (Q, C), what the candidates' squared distances are not below, in rising order; it saves reading those
-        that are beyond the first k. Or None.
+      k: number of neighbours.
+      bounds: (Q, C), lower bounds of the candidates' squared distances, in rising order; candidates beyond the first k
+        are then not read. Or None.
 
     Returns:
       Squared distances (Q, k) float64 and indices (Q, k) int64.
@@ -88,21 +91,21 @@ def among(
 
 
 def _squared_distances(query, vectors, indices):
-    """From a float64 query to some vectors, of which a few are in memory at a time."""
+    """Squared distances from a float64 query to some vectors, a few of which are in memory at a time."""
     squares = np.empty(len(indices))
     for start in range(0, len(indices), _PART):
         differences = vectors[indices[start : start + _PART]] - query
-        # In one go, where a sum of squares would write the squares first.
+        # One operation; a sum of squares would first write all squares.
         squares[start : start + _PART] = np.einsum("ij,ij->i", differences, differences)
     return squares
 
 
 def lower_bounds(queries, vectors, center=None):
-    """What |x|^2 - 2 q.x certainly is not below, in float32; with a center, for q and x less that.
+    """A lower bound of |x|^2 - 2 q.x, in float32; with a center, it is first subtracted from q and x.
 
     Rounding changes a sum of D products, in whatever order, by at most D u / (1 - D u) times the sum of their absolute
     values, with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and that sum is at
-    most |q| |x|. Sixteen more roundings than there are allow for the steps around it, and the last term for products
+    most |q| |x|. The bound allows sixteen more roundings, for the steps around the sum. The last term is for products
     that are too small for float32.
 
     Args:
@@ -127,17 +130,17 @@ def lower_bounds(queries, vectors, center=None):
 
 
 def least(score: Partial, queries: np.ndarray, rows: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of least score for each query, ties by the lower index; rows are spread over the devices in blocks.
+    """The k rows with the smallest scores for each query, ties by the lower index; blocks of rows go to all devices.
 
     Args:
-      score: a jax.tree_util.Partial that takes queries (Q, D) and rows (B, D), on a device, to (Q, B) float32; finite.
+      score: a jax.tree_util.Partial of queries (Q, D) and rows (B, D) on a device; it returns (Q, B) float32, finite.
       queries: (Q, D).
       rows: (N, D), anything that NumPy slices.
-      k: how many, N at most.
+      k: number of rows, at most N.
       block: rows at a time.
 
     Returns:
-      Scores (Q, k) float32, the least first, and indices (Q, k) int32.
+      Scores (Q, k) float32, in rising order, and indices (Q, k) int32.
     """
     mesh = Mesh(np.array(jax.devices()), "data")
     parts = [queries[start : start + QUERIES] for start in range(0, len(queries), QUERIES)]
@@ -147,7 +150,7 @@ def least(score: Partial, queries: np.ndarray, rows: np.ndarray, k: int, block: 
 
 def _through_blocks(score, queries, rows, k, block, mesh):
     step = mesh.size * _GROUP
-    size = -(-len(rows) // -(-len(rows) // block))  # of equal blocks, so that little of the last is filled up
+    size = -(-len(rows) // -(-len(rows) // block))  # blocks of equal size, so that little of the last is padding
     size += -size % step
     best = np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int32)
     best, queries = jax.device_put((best, queries), NamedSharding(mesh, P()))
@@ -159,13 +162,13 @@ def _through_blocks(score, queries, rows, k, block, mesh):
         part = jax.device_put(part, NamedSharding(mesh, P("data")))
         before, found = best, _least_of_block(queries, part, here, score=score, k=k, mesh=mesh)
         best = _merge(before, found, start)
-        jax.block_until_ready(before)  # the devices have one block, and the next waits for them
+        jax.block_until_ready(before)  # the devices work on one block, and the next is ready
     return jax.device_get(best)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh"))
 def _least_of_block(queries, block, here, *, score, k, mesh):
-    """Scores and places of the least k of a block's first `here` rows, or of all if there are less; in order."""
+    """The k smallest scores of a block's first `here` rows, or all if there are fewer, in order; and their places."""
 
     def on_device(queries, rows, here):
         place = lax.axis_index("data") * len(rows) + jnp.arange(len(rows))
@@ -179,10 +182,10 @@ def _least_of_block(queries, block, here, *, score, k, mesh):
 
 
 def _least_of_rows(scores, k):
-    """Values and places of the k least in each row, ties by the lower place.
+    """The k smallest values in each row, ties by the lower place; and their places.
 
-    They lie in the k groups whose own least are the least, or the first of equals: a group's place is in the order of
-    its members'. To look for those first saves most of the sorting.
+    They are in the k groups with the smallest minima (of equal minima, the first groups). Finding these groups first
+    saves most of the sorting.
     """
     groups = scores.reshape(len(scores), -1, _GROUP)  # (Q, B / 32, 32)
     if k >= groups.shape[1]:
@@ -202,5 +205,5 @@ def _merge(best, found, start):
 
 
 def _take_least(scores, places, k):
-    negated, chosen = lax.top_k(-scores, k)  # of equals the first
+    negated, chosen = lax.top_k(-scores, k)  # the first of equal values
     return -negated, jnp.take_along_axis(places, chosen, 1)

@@ -3,9 +3,9 @@
 figures         how figures look; their files
 curves          loss, error and rate
 kernels         Figure 3, and the specialisation of the towers
-images        Figure 4
+examples        Figure 4
 confusion       which classes are confused with which
-augmentations   images as training shows them
+augmentations   images as the network sees them in training
 page.html.j2    the page
 """
 
@@ -24,7 +24,7 @@ from alexnet_jax.evaluation.trained import Trained, last_hidden
 from alexnet_jax.files import write_whole
 from alexnet_jax.inspection.report import augmentations, confusion, curves, examples, kernels
 
-LIMIT = 10_000  # images of a split that are examined
+LIMIT = 10_000  # largest number of images of a split that are examined
 STRIPS = 3  # images whose augmentations are shown
 PAPERS = (
     ("ILSVRC-2010 test, CNN, ten views", "37.5", "17.0"),
@@ -41,15 +41,15 @@ def write(
 ) -> Path:
     """Writes the page of a run as one file; its figures as PNG and their numbers as CSV go to a folder beside it.
 
-    Talks with no other process, and uses the devices of this one alone.
+    Uses only the devices of this process, and sends nothing to other processes.
 
     Args:
-      workdir: of the run; metrics.jsonl and result.json are shown as far as they are there.
+      workdir: of the run; metrics.jsonl and result.json are shown if they exist.
       config: of the run.
       data: of the run, opened.
       weights: of the checkpoint that is shown.
       output: the .html file; the folder has its name without .html. Default: workdir/report.html.
-      limit: how many images of each split are examined at most; if there are more, the run's seed draws them.
+      limit: largest number of images of each split that are examined; of more, some are drawn by the run's seed.
 
     Returns:
       The file.
@@ -78,7 +78,7 @@ def write(
 
 
 def _of_images(config, data, weights, names, limit, folder):
-    """The parts of the page for which images are read: Figure 4, confusion, augmentations."""
+    """The parts of the page that need images: Figure 4, confusion, augmentations."""
     trained, seed = Trained.of(weights, devices=jax.local_devices()), config.seed
     tested = examples.part(data.evaluation, limit, seed)
     learned = examples.part(data.train, limit, seed)
@@ -112,7 +112,7 @@ def _of_images(config, data, weights, names, limit, folder):
 
 
 def _result(path):
-    """What a run that has ended says of itself; nothing yet of one that has not."""
+    """The content of result.json; empty for a run that has not ended."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -12,13 +12,13 @@ from alexnet_jax.convert import Weights
 from alexnet_jax.inspection.report import figures
 from alexnet_jax.training import augment
 
-DRAWS = 3  # of all augmentations together
+DRAWS = 3  # draws of all augmentations together
 ALONE = {"crop": "crop alone", "flip": "mirror alone", "colours": "colours alone"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """An image, and what was done to it, in words."""
+    """An image, and in words how it was changed."""
 
     image: str
     words: list[str]
@@ -26,7 +26,7 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-    """The titles of the columns, and a row a training image: its label and what is shown of it."""
+    """The titles of the columns, and one row for each training image: its label and its images."""
 
     columns: list[str]
     rows: list[tuple[str, list[Shown]]]
@@ -46,7 +46,7 @@ def make(config, weights: Weights, images: np.ndarray, examples: np.ndarray, lab
 
     Args:
       config: of the run.
-      weights: for the size of the crops, the mean image and the colours.
+      weights: they give the size of the crops, the mean image and the colours.
       images: (R, S, S, 3) uint8 training images.
       examples: (R,) their numbers in the split.
       labels: their R labels.
@@ -98,7 +98,7 @@ def _draw(keys, images, mean_image, pca, size, choices, colours):
 def _one(key, image, mean_image, pca, size, choice, colours):
     std, scale, rescale = colours
     of_crop, of_flip, of_colours = jax.random.split(key, 3)
-    # Each pixel carries its place in the original, which shows what was drawn.
+    # Each pixel carries its place in the original, so that the draw can be read from the result.
     places = jnp.stack(jnp.indices(image.shape[:2]), -1)
     layers = jnp.concatenate([image - mean_image, mean_image, places], -1)  # (S, S, 8)
     layers = augment.random_crop(of_crop, layers, size) if choice.crop else augment.center_crop(layers, size)
@@ -107,7 +107,7 @@ def _one(key, image, mean_image, pca, size, choice, colours):
     shift = jnp.zeros(3)
     if choice.colours:
         pixels = augment.pca_jitter(of_colours, pixels, pca, std, scale=scale, rescale=rescale)
-        # Of a pixel of the mean colour; with rescale, what is off the mean shrinks besides.
+        # For a pixel of the mean colour; with rescale, other colours also move towards the mean.
         shift = augment.pca_jitter(of_colours, jnp.zeros((1, 1, 3)), pca, std, scale=scale, rescale=rescale)[0, 0]
     return pixels + mean, places.min((0, 1)), places[0, 0, 1] > places[0, -1, 1], shift
 

@@ -9,13 +9,13 @@ from matplotlib.colors import LinearSegmentedColormap
 from alexnet_jax.inspection.report import figures
 from alexnet_jax.inspection.report.figures import Chart
 
-NUMBERED = 20  # classes that have room for names and numbers
-LISTED = 20  # rows of the page's tables; the files have them all
+NUMBERED = 20  # largest number of classes with names and numbers in the figure
+LISTED = 20  # rows of the page's tables; the files have all rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Class:
-    """A class: its images, how many of them were classified wrongly, that in %, and the most frequent wrong class."""
+    """A class: number of images, how many were classified wrongly, this in %, and the most frequent wrong class."""
 
     name: str
     images: int
@@ -26,7 +26,7 @@ class Class:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """The chart; the classes with the largest errors first; how many classes had images; the error over all in %."""
+    """The chart; the classes, largest errors first; the number of classes that had images; the error over all in %."""
 
     chart: Chart
     worst: list[Class]

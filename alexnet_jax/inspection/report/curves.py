@@ -45,13 +45,13 @@ def make(metrics: Path, steps_per_epoch: float, folder: Path) -> Curves | None:
 
 
 def read(metrics: Path) -> list[dict]:
-    """The lines of metrics.jsonl, but for one that is still being written."""
+    """The lines of metrics.jsonl, without a line that is not yet complete."""
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def drops_of(lines: list[dict]) -> list[int]:
-    """The steps after which the rate was lower: those of the evaluation that lowered it, where there was one."""
+    """The steps after which the rate was lower: the step of the evaluation that lowered it, if there was one."""
     drops, before, evaluated = [], None, 0
     for line in lines:
         if "eval_top1_error" in line:

@@ -1,4 +1,4 @@
-"""Test images with what the network makes of them, and their nearest training images (paper, Figure 4)."""
+"""Test images with their most probable classes, and their nearest training images (paper, Figure 4)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The whole source's."""
+        """The name of the whole source."""
         return self.source.name
 
     def __len__(self):
@@ -47,7 +47,7 @@ def part(source: Source, limit: int, seed: int) -> Part:
 
 
 def through(trained: Trained, source: Source, make: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """What make (trained.probabilities, ...) gives for a whole source, (n, ...), and its labels (n,) int32."""
+    """The results of make (trained.probabilities, ...) for a whole source, (n, ...), and its labels (n,) int32."""
     rows, labels = zip(*trained.over(source, make), strict=True)
     return np.concatenate(rows), np.concatenate(labels)
 
@@ -82,7 +82,7 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A test image: its number in the split, its label, and the five classes that seem likeliest."""
+    """A test image: its number in the split, its label, and the five most probable classes."""
 
     image: str
     example: int
@@ -143,7 +143,7 @@ def _draw(figure, images, made):
 
 @dataclasses.dataclass(frozen=True)
 class Neighbour:
-    """A training image: its number in the split, its label, its distance, and whether it has the test image's."""
+    """A training image: its number in the split, its label, its distance, and whether it has the test image's label."""
 
     image: str
     example: int
@@ -177,7 +177,7 @@ def neighbours(
     names: list[str],
     folder: Path,
 ) -> list[list[Neighbour]]:
-    """Figure 4, right: a row a test image; also as neighbours.png and neighbours.csv.
+    """Figure 4, right: one row for each test image; also as neighbours.png and neighbours.csv.
 
     Args:
       shown: R test images.

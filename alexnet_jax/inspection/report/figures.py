@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from alexnet_jax.files import write_whole
 
-SHARP = 160  # pixels: smaller images are enlarged by a whole number to about this, so that no screen blurs them
+SHARP = 160  # pixels: smaller images are enlarged by a whole number to about this size, so that no screen blurs them
 
 
 def _theme(ground, ink, faint, accent):
@@ -47,7 +47,7 @@ DARK = _theme("#14181d", "#e4e8ed", "#7d8894", "#6cb4f5")
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A figure for the page: as data: URIs of SVGs for light and dark screens, with what to say to who sees neither."""
+    """A figure for the page: data: URIs of SVGs for light and dark screens, and a text for readers who see neither."""
 
     light: str
     dark: str
@@ -58,7 +58,7 @@ def chart(draw: Callable[[Figure], None], size: tuple[float, float], alt: str, p
     """Draws a figure for the page, and as PNG.
 
     Args:
-      draw: fills a matplotlib figure, with the colours C0 (accent), C1 (ink) and C2 (faint).
+      draw: function that draws into a matplotlib figure, with the colours C0 (accent), C1 (ink) and C2 (faint).
       size: width and height in inches.
       alt: the figure in words.
       path: of the PNG.
@@ -89,7 +89,7 @@ def save_gallery(images: list[list[np.ndarray]], titles: list[list[str]], path: 
 
     def draw(figure):
         figure.set_layout_engine("none")
-        axis = figure.add_axes((0, 0, 1, 1))  # one for all: an axis an image takes seconds
+        axis = figure.add_axes((0, 0, 1, 1))  # one axis for all: an axis for each image takes seconds
         axis.set_axis_off()
         for r, c in np.ndindex(rows, columns):
             bottom = cell * (r + 1)

@@ -12,7 +12,7 @@ from alexnet_jax.network.architectures import Conv, layer_names
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """A tower's kernels as an image, how many they are, and their colour share, None where colours say nothing."""
+    """A tower's kernels as an image, their number, and their colour share, or None if colours mean nothing."""
 
     image: str
     count: int
@@ -28,7 +28,7 @@ class Kernels:
     towers: list[Tower]
     specialisation: float | None
     grey_input: bool  # the network sees one channel
-    grey_data: bool  # three equal channels: what colour there is in the kernels is left from their initialisation
+    grey_data: bool  # three equal channels: the colours in the kernels come from their initialisation
 
 
 def make(weights: Weights, folder: Path) -> Kernels | None:
@@ -56,12 +56,12 @@ def make(weights: Weights, folder: Path) -> Kernels | None:
 
 
 def colour_share(kernels: np.ndarray) -> float:
-    """How colour-specific kernels are: the share of their energy that lies across the grey axis.
+    """How colour-specific kernels are: the share of their energy that is perpendicular to the grey axis.
 
-    The weights of a pixel are a vector (R, G, B) = g + c: g along (1, 1, 1) answers to brightness, and c, across
-    it, to colour alone. The share is sum |c|^2 / sum (|g|^2 + |c|^2) over all pixels of all kernels, so that a
-    kernel which has learned nothing, and is small, hardly counts: 0 for grey kernels, 1 for those that see no
-    brightness, 2/3 for random ones, as two of three directions lie across the axis.
+    The weights of a pixel are a vector (R, G, B) = g + c: g, along (1, 1, 1), responds to brightness, and c,
+    perpendicular to it, only to colour. The share is sum |c|^2 / sum (|g|^2 + |c|^2) over all pixels of all kernels. So
+    a kernel that has learned nothing, and is small, hardly counts. It is 0 for grey kernels, 1 for kernels that see no
+    brightness, and 2/3 for random ones, because two of three directions are perpendicular to the axis.
 
     Args:
       kernels: (..., 3) weights, not all of them 0.
@@ -71,9 +71,9 @@ def colour_share(kernels: np.ndarray) -> float:
 
 
 def specialisation(kernels: np.ndarray) -> float:
-    """How far the towers have shared out brightness and colour: the largest colour share less the smallest.
+    """How far the towers have specialised in brightness and colour: the largest colour share minus the smallest.
 
-    1 if one tower is grey and another sees nothing but colour; about 0 if they are alike, as random ones are:
+    1 if one tower is grey and another sees only colour; about 0 if they are alike, like random ones:
     two random towers of 48 kernels of 11 x 11 are 0.006 apart on average, two of 16 of 5 x 5 are 0.02.
 
     Args:
@@ -84,7 +84,7 @@ def specialisation(kernels: np.ndarray) -> float:
 
 
 def tile(kernels: np.ndarray) -> np.ndarray:
-    """(n, h, w, C) kernels side by side, (H, W, 4) uint8: each around mid-grey by one scale; clear between them."""
+    """(n, h, w, C) kernels side by side, (H, W, 4) uint8: each scaled around mid-grey; transparent between them."""
     count, height, width = kernels.shape[:3]
     columns = min(count, 16 if count > 16 else 8)
     rows = -(-count // columns)
