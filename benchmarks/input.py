@@ -1,13 +1,13 @@
-"""How fast images come in: this project's loader beside pure JPEG decoders and what else a user would pick.
+"""Speed of image loading: this project's loader, compared with JPEG decoders alone and with other loaders.
 
-    python benchmarks/input.py --pictures=DIR                    # with CLASS/*.jpg in it, at their original sizes
+    python benchmarks/input.py --pictures=DIR                    # DIR holds CLASS/*.jpg at their original sizes
     pip install torch torchvision grain                          # optional: with the other loaders as well
 
-Prepares the images at 256 x 256 (as JPEG and raw) and then reads, in turn and several rounds long: originals and
-prepared ones by each contestant. All loaders give batches of uint8 squares in a shuffled order; the decoders get JPEGs
-that lie in memory, a thread a core, and nobody takes what they decode. Prints medians of images/s, the median of the
-rounds' ratios to the decoder that the loader uses, and the memory that a contestant adds (its processes' shares of
-memory, PSS, at their highest, less what the process had before).
+The script prepares the images at 256 x 256 (as JPEG and raw). Then each contestant reads the originals and the
+prepared images, in turn, for several rounds. All loaders give batches of uint8 squares in a shuffled order. The
+decoders decode JPEGs from memory, one thread on each core, and their pixels are thrown away. The script prints
+medians of images/s, the median of the rounds' ratios to the decoder that the loader uses, and the memory that a
+contestant adds (the highest PSS of its processes minus the memory before).
 """
 
 import argparse
@@ -28,7 +28,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-with contextlib.suppress(ImportError):  # before TensorFlow: the other way round Triton crashes
+with contextlib.suppress(ImportError):  # before TensorFlow: in the other order Triton crashes
     import torchvision.io
 
 import cv2
@@ -43,7 +43,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def timed(run):
-    """A contestant: reads so many epochs, and returns how many images these were and the seconds they took."""
+    """A contestant: reads a number of epochs, and returns the number of images and the seconds."""
 
     def run_and_time(epochs):
         began = time.perf_counter()
@@ -54,12 +54,12 @@ def timed(run):
 
 
 def by_simplejpeg(encoded):
-    """What the loader uses."""
+    """The decoder of the loader."""
     simplejpeg.decode_jpeg(encoded, "RGB")
 
 
 def by_tensorflow(encoded):
-    """What TFDS's pipelines use, at its defaults."""
+    """The decoder of TFDS's pipelines, with its defaults."""
     tf.io.decode_jpeg(encoded, channels=3)
 
 
@@ -69,7 +69,7 @@ def by_opencv(encoded):
 
 
 def decoder(source, decode):
-    """The limit: nothing but decoding."""
+    """The upper limit: only decoding."""
     encoded, _ = source.read(np.arange(len(source)))
 
     def run(epochs):
@@ -88,7 +88,7 @@ def decoder(source, decode):
 
 
 def decoders(source):
-    """All pure decoders; that of the loader first."""
+    """All decoders; the loader's decoder first."""
     return {
         "decoder: simplejpeg": decoder(source, by_simplejpeg),
         "decoder: TensorFlow": decoder(source, by_tensorflow),
@@ -109,7 +109,7 @@ def ours(source):
 
 
 class Files:
-    """A dataset as PyTorch and Grain want it: a square for an index, decoded by Pillow or by torchvision."""
+    """A dataset for PyTorch and Grain: a square image for each index, decoded by Pillow or by torchvision."""
 
     def __init__(self, paths, by):
         self.paths, self.by = paths, by
@@ -122,7 +122,7 @@ class Files:
 
 
 def by_pillow(path):
-    """What torchvision's Resize(256) and CenterCrop(256) do with a Pillow image."""
+    """The same as torchvision's Resize(256) and CenterCrop(256) for a Pillow image."""
     from PIL import Image
 
     image = Image.open(path).convert("RGB")
@@ -143,7 +143,7 @@ def by_torchvision(path):
 
 
 def torch_loader(paths, by):
-    """PyTorch's DataLoader with a worker process a core, which live on between epochs."""
+    """PyTorch's DataLoader with a worker process for each core; the workers stay between epochs."""
     import torch
 
     loader = torch.utils.data.DataLoader(
@@ -153,7 +153,7 @@ def torch_loader(paths, by):
 
 
 def grain_loader(paths):
-    """Grain with Pillow, a worker process a core; from the first batch on, since their start takes long."""
+    """Grain with Pillow, a worker process for each core; timed from the first batch, because the start takes long."""
     import grain
     from absl import flags
 
@@ -170,7 +170,7 @@ def grain_loader(paths):
 
 
 def peers(paths):
-    """The other loaders of the same files, as far as they are installed."""
+    """The other loaders of the same files, if they are installed."""
     found = {}
     with contextlib.suppress(ImportError):
         found["PyTorch DataLoader, Pillow"] = torch_loader(paths, by_pillow)
@@ -196,7 +196,7 @@ def lay_out(pictures: Path, records: int, folder: Path):
 
 
 def unpack(source, folder: Path):
-    """The records of a prepared dataset as files, for those who read files."""
+    """The records of a prepared dataset as files, for loaders that read files."""
     folder.mkdir()
     for i in range(len(source)):
         (encoded,), _ = source.read(np.array([i]))
@@ -205,7 +205,7 @@ def unpack(source, folder: Path):
 
 
 class Memory:
-    """The highest memory of this process and its children while it is entered, in bytes."""
+    """Measures the highest memory of this process and its children inside a `with` block, in bytes."""
 
     def __enter__(self):
         self.before = self.highest = _memory()
@@ -235,7 +235,7 @@ def _memory():
 
 
 def compare(title, contestants, rounds, epochs):
-    """Runs all in turn and prints a table; the first is the one that the others are compared with."""
+    """Runs all contestants in turn and prints a table; the others are compared with the first."""
     rates = {name: [] for name in contestants}
     memory = {}
     for name, run in contestants.items():  # warms up, starts the workers
@@ -261,7 +261,9 @@ def main():
     """Prepares, reads, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, required=True, help="folder that holds, at any depth, class folders")
-    parser.add_argument("--records", type=int, default=5000, help="at least so many; the images are repeated")
+    parser.add_argument(
+        "--records", type=int, default=5000, help="smallest number of images; they are repeated to reach it"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -291,7 +293,7 @@ def main():
                 **peers(unpack(prepared, folder / "files")),
             },
             options.rounds,
-            epochs=2,  # they are quick, and a loader's start should count for little
+            epochs=2,  # raw records are read fast; more of them, so that a loader's start counts little
         )
         compare(
             "originals",

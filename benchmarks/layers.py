@@ -1,19 +1,19 @@
-"""How fast each operation of the network is: this project's beside plain JAX and PyTorch.
+"""Speed of each operation of the network: this project, compared with plain JAX and PyTorch.
 
     python benchmarks/layers.py                                  # batches of 32, float32
     python benchmarks/layers.py --only lrn1 lrn2
     python benchmarks/layers.py --batch=1024 --dtype=bfloat16    # for an accelerator
     pip install torch                                            # optional: with PyTorch as well
 
-Operations have the names and sizes of PAPER's layers: norms and pools take the maps of both towers in one array,
-convolutions those that one tower sees. All contestants get the same random numbers (images for conv1, what a ReLU
-leaves for the others), which lie on the device. Forward is the operation alone; forward + backward gives its result and
-its gradient with respect to every input, for a random cotangent. First all results are compared with plain JAX's:
-the largest difference may be LIMITS of the largest number. Then each is timed in turn, several rounds long. Plain JAX
-is what one writes first: `reduce_window`, `conv_general_dilated`, Flax's `max_pool`, and JAX's derivatives of them.
-PyTorch is run eager and compiled, with maps first and with maps last; the best of the four is what others are compared
-with. GB/s counts each input and each result once, the least that must move; "of copy" is its share of what adding one
-to a large array moves, measured in the same run.
+Operations have the names and sizes of PAPER's layers. Norms and pools take the maps of both towers in one array,
+convolutions the maps that one tower sees. All contestants get the same random numbers on the device: images for
+conv1, outputs of a ReLU for the others. Forward is the operation alone. Forward + backward gives the result and the
+gradient with respect to every input, for a random cotangent. First all results are compared with plain JAX: the
+largest difference may be LIMITS times the largest number. Then each is timed in turn, for several rounds. Plain JAX
+is the obvious code: `reduce_window`, `conv_general_dilated`, Flax's `max_pool`, and JAX's derivatives of them.
+PyTorch runs eager and compiled, with maps first and maps last; the others are compared with the best of the four.
+GB/s counts each input and each result once, the smallest possible traffic; "of copy" is its share of the bandwidth of
+adding one to a large array, measured in the same run.
 """
 
 import argparse
@@ -27,11 +27,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory of a GPU for PyTorch
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory for PyTorch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 with contextlib.suppress(ImportError):
-    import torch  # before JAX and TensorFlow: their copies of LLVM do not bear each other in the other order
+    import torch  # before JAX and TensorFlow: in the other order their copies of LLVM crash
     from torch.nn import functional as torch_functional
 
 import flax.linen as nn
@@ -44,8 +44,8 @@ from alexnet_jax.network.architectures import LRN, Conv, MaxPool, layer_names
 from alexnet_jax.network.networks import PAPER
 
 LIMITS = {"cpu float32": 1e-4, "float32": 1e-2, "bfloat16": 3e-2}  # accelerators multiply float32 with fewer digits
-SECONDS = 0.3  # of a measurement, at least
-QUEUED = 20  # calls that an accelerator gets at once, so that it need not wait for Python
+SECONDS = 0.3  # shortest measurement
+QUEUED = 20  # calls sent to an accelerator at once, so that it does not wait for Python
 TO_TORCH = (0, 3, 1, 2), (3, 2, 0, 1)  # the axes of maps and of kernels; and back:
 FROM_TORCH = (0, 2, 3, 1), (2, 3, 1, 0)
 
@@ -170,7 +170,7 @@ def in_jax(function, inputs, cotangent):
 
 
 def in_torch(function, inputs, cotangent, *, maps_last, compiled):
-    """A contestant in PyTorch; what it returns is as in_jax's."""
+    """A contestant in PyTorch; returns the same as in_jax."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layout = torch.channels_last if maps_last else torch.contiguous_format
     function = torch.compile(function, dynamic=False) if compiled else function
@@ -209,8 +209,8 @@ def contestants_of(operation, inputs, cotangent):
         "plain JAX": in_jax(operation.plain, inputs, cotangent),
     }
     if "torch" in sys.modules:
-        torch._dynamo.reset()  # else it would compile the next size as one of any size
-        torch.backends.cudnn.benchmark = True  # chooses its convolutions by trial, as XLA does
+        torch._dynamo.reset()  # otherwise it would compile the next size for any size
+        torch.backends.cudnn.benchmark = True  # chooses its convolutions by timing them, as XLA does
         for maps_last, compiled in itertools.product((False, True), repeat=2):
             name = f"PyTorch, {'compiled' if compiled else 'eager'}, maps {'last' if maps_last else 'first'}"
             found[name] = in_torch(operation.torch, inputs, cotangent, maps_last=maps_last, compiled=compiled)
@@ -218,7 +218,7 @@ def contestants_of(operation, inputs, cotangent):
 
 
 def check(contestants, limit):
-    """Ends the program unless all have plain JAX's results and gradients; compiles what there is to compile."""
+    """Ends the program unless all have the results and gradients of plain JAX. This also compiles everything."""
     whats = "forward", "forward + backward"
     wanted = {what: contestants["plain JAX"]["numpy"](contestants["plain JAX"][what]()) for what in whats}
     for name, contestant in contestants.items():
@@ -230,13 +230,13 @@ def check(contestants, limit):
         ]
         if not max(off) < limit:
             sys.exit(
-                f"error: {name} is off plain JAX by {max(off):.1e} of the largest number; the limit is {limit:.0e}."
+                f"error: {name} differs from plain JAX by {max(off):.1e} of the largest number; limit: {limit:.0e}."
             )
         print(f"{name}: result and gradients within {max(off):.1e}")
 
 
 def seconds(call, wait):
-    """Seconds that a call takes, over as many calls as fill SECONDS."""
+    """Seconds for a call, averaged over calls for SECONDS."""
     together = 1 if jax.default_backend() == "cpu" else QUEUED
     began, calls = time.perf_counter(), 0
     while time.perf_counter() - began < SECONDS:
@@ -248,7 +248,7 @@ def seconds(call, wait):
 
 
 def copy_bandwidth():
-    """Bytes/s that adding one to 256 MB reads and writes at best; in place, so that it asks for no fresh memory."""
+    """The highest bytes/s read and written when one is added to 256 MB; in place, so that it needs no new memory."""
     add_one = jax.jit(lambda x: x + 1, donate_argnums=0)
     held = [jnp.zeros(2**26, jnp.float32)]
 
@@ -277,7 +277,7 @@ def least_bytes(operation, inputs, cotangent):
 
 
 def print_table(times, moved, bandwidth):
-    """A line a contestant; ratios, above 1 where it is the faster one, are the medians over the rounds."""
+    """One line for each contestant; ratios are medians over the rounds, above 1 if it is faster."""
     peers = [name for name in times if name.startswith("PyTorch")] or ["plain JAX"]
     columns = [f"{what}, ms | lowest | highest | ratio | GB/s | of copy" for what in moved]
     print("| | " + " | ".join(columns) + " |")

@@ -1,11 +1,11 @@
-"""How fast neighbours are found: this project's searches beside FAISS's, on the same cores.
+"""Speed of nearest-neighbour search: this project compared with FAISS, on the same cores.
 
     pip install faiss-cpu
     python benchmarks/retrieval.py                   # 1,000 random queries, 100,000 random vectors of 4096 numbers
     python benchmarks/retrieval.py --index=FILE      # then codes for the features of real images as well
 
-First what both find is compared with float64 (exact search) or with each other (codes). Then they search in turn,
-several rounds long: 10 neighbours by Euclidean distance, ours among vectors in a memory-mapped file, FAISS's
+First the results are compared with float64 (exact search) or with each other (codes). Then both search in turn, for
+several rounds: 10 neighbours by Euclidean distance, ours among vectors in a memory-mapped file, FAISS's
 (IndexFlatL2) in memory; and 100 codes of 128 bits by Hamming distance (IndexBinaryFlat). Prints medians of queries/s
 and the median of the rounds' ratios. Takes 5 GB of memory, and 1.6 GB in the folder for temporary files.
 """
@@ -28,12 +28,12 @@ import numpy as np
 from alexnet_jax.inspection import codes, features, retrieve
 
 COUNT, WIDTH, QUERIES, BITS = 100_000, 4096, 1000, 128
-CHECKED = 100  # queries that are searched for in float64
+CHECKED = 100  # number of queries that are also searched in float64
 ROUNDS = 7
 
 
 def random_vectors(folder):
-    """(COUNT, WIDTH) float32 in a file, read as an index is."""
+    """(COUNT, WIDTH) float32 in a file, memory-mapped like an index."""
     path, rng = Path(folder) / "vectors.npy", np.random.default_rng(0)
     array = np.lib.format.open_memmap(path, "w+", np.float32, (COUNT, WIDTH))
     for start in range(0, COUNT, 10_000):

@@ -1,21 +1,21 @@
-"""How near a step of training comes to what the device can do, and where its time goes.
+"""How close a training step comes to the limit of the device, and which operations take its time.
 
     python benchmarks/roofline.py                                        # PAPER, batches of 128, float32
     python benchmarks/roofline.py --batch=1024 --dtype=bfloat16          # for a GPU
     python benchmarks/roofline.py --network=CIFAR_FOUR_LAYER --steps=20
 
-A layer's bound is the longer of two times: its floating-point operations at the rate of a large matrix product, and its
-least bytes at the rate of a copy, both rates measured on the device in the same run, in --dtype. It is taken for the
-forward and the backward pass by themselves; their sum over the layers is the roofline. Operations are those of weights,
-two a multiply-add; what other layers compute is little, and their bytes bound them. Least bytes: a pass reads the maps,
-gradients and weights it needs once and writes what it makes once, and layers that work number by number (ReLU, dropout)
-move nothing, being done on the way. Weights and their gradients are float32; the update reads gradient, weight and
-velocity, and writes the last two.
+The lower bound for a layer's time is the longer of two times: its floating-point operations at the speed of a large
+matrix product, and its smallest number of bytes at the speed of a copy. Both speeds are measured on the device in the
+same run, in --dtype. The bound is computed for the forward and the backward pass separately; the sum over all layers
+is the roofline. Only layers with weights count operations, two for each multiply-add; other layers compute little,
+and their bytes bound them. Smallest number of bytes: a pass reads its maps, gradients and weights once and writes its
+results once. Element-wise layers (ReLU, dropout) move nothing, because they can be fused into others. Weights and
+their gradients are float32; the update reads gradient, weight and velocity, and writes weight and velocity.
 
-The step is benchmarks/train_step.py's. --steps of it are traced by JAX's profiler, and each operation of the compiled
-program is counted to the layer in its name: "traced" is the time of a layer's operations a step, summed over threads.
-Prints a table by layer, the share of the roofline that is reached, and the costliest operations. A convolution that
-saves multiplications (winograd.py, or a library of a GPU) can beat its bound. For a CPU or a GPU.
+The step is that of benchmarks/train_step.py. JAX's profiler traces --steps of it, and each operation of the compiled
+program counts for the layer in its name. "traced" is the time of a layer's operations in one step, summed over threads.
+The script prints a table by layer, the share of the roofline that is reached, and the slowest operations. A convolution
+that saves multiplications (Winograd's, here or in a GPU library) can be faster than its bound. For a CPU or a GPU.
 """
 
 import argparse
@@ -44,8 +44,8 @@ from alexnet_jax.network.architectures import Dropout, Flatten, Input, ReLU, Tan
 
 NUMBER_BY_NUMBER = Input, ReLU, Tanh, Dropout, Flatten
 PARAMETER = 4  # bytes
-CONTAINERS = "while", "call", "conditional"  # their time is that of the operations within
-ONE_BY_ONE = {"xla_gpu_enable_command_buffer": ""}  # a GPU's trace tells what runs in a command buffer as one operation
+CONTAINERS = "while", "call", "conditional"  # their time is the time of the operations inside them
+ONE_BY_ONE = {"xla_gpu_enable_command_buffer": ""}  # the trace of a GPU shows a command buffer as one operation
 COSTLIEST = 10
 
 
@@ -57,12 +57,12 @@ class Work:
     backward: tuple[float, float]
 
     def bound(self, peak, bandwidth):
-        """Seconds, at rates a second."""
+        """The bound in seconds, for these speeds."""
         return sum(max(flops / peak, moved / bandwidth) for flops, moved in (self.forward, self.backward))
 
 
 def work_of(architecture, batch_size, dtype):
-    """The Work of each layer that has any, and of the update, by name, in the order of the data."""
+    """The Work of each layer that does work, and of the update, by name, in the order of the layers."""
     outputs, kernels = shapes_of(architecture, batch_size)
     names, found, parameters, of_input = layer_names(architecture), {}, 0, True
     for before, name, layer in zip(names, names[1:], architecture[1:], strict=False):
@@ -83,7 +83,7 @@ def work_of(architecture, batch_size, dtype):
 
 
 def matmul_rate(dtype):
-    """Floating-point operations/s of a large matrix product, at best."""
+    """The highest floating-point operations/s of a large matrix product."""
     side = 2048 if jax.default_backend() == "cpu" else 8192
     a, b = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
     product = jax.jit(jnp.matmul)
@@ -112,7 +112,7 @@ def operations_of(program, traced, names):
         if operation := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\((.*)", line):
             name, kind, rest = operation.groups()
             own = re.findall(r'op_name="([^"]*)"', rest)
-            # One that the compiler added has no path: it belongs to what it copies or converts.
+            # An operation that the compiler added has no path. It counts for the operation whose result it copies.
             of_inputs = (paths[other] for other in re.findall(r"%([\w.-]+)", rest) if paths.get(other))
             paths[name] = own[0] if own else next(of_inputs, "")
             if name in found:
@@ -141,7 +141,7 @@ def trace(contestant, steps):
     on_gpu = any(plane.name.startswith("/device:GPU") for plane in planes)
     for plane in planes:
         for line in plane.lines:
-            # Of a GPU, what its streams ran: other lines tell the same again.
+            # For a GPU, only the lines of its streams: other lines repeat them.
             if on_gpu and not (plane.name.startswith("/device:GPU") and line.name.startswith("Stream")):
                 continue
             for event in line.events:
@@ -152,7 +152,7 @@ def trace(contestant, steps):
 
 
 def print_layers(names, work, times, batch_size, peak, bandwidth):
-    """A line a layer; `times` are milliseconds a step by layer."""
+    """One line for each layer; `times` are milliseconds in a step by layer."""
     print("| | forward, GFLOP/image | step, GFLOP/image | step, MB | bound by | bound, ms | traced, ms |")
     print("|---" * 7 + "|")
     for name in [name for name in (*names, "loss", "update", "unnamed") if name in work or name in times]:
@@ -167,7 +167,7 @@ def print_layers(names, work, times, batch_size, peak, bandwidth):
 
 
 def print_costliest(operations, times):
-    """A line an operation, of those that take the most of the traced time."""
+    """One line for each of the slowest operations."""
     print("| operation | layer | pass | ms a step | share | what it is |")
     print("|---" * 6 + "|")
     for name, milliseconds in times.most_common(COSTLIEST):

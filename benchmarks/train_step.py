@@ -1,28 +1,28 @@
-"""How fast a network learns: this project's step beside plain Flax and PyTorch.
+"""Speed of a training step: this project, compared with plain Flax and PyTorch.
 
     python benchmarks/train_step.py                              # PAPER, batches of 128, float32
     python benchmarks/train_step.py --network=LENET5             # or another one of alexnet_jax/network/networks.py
     python benchmarks/train_step.py --batch=1024 --dtype=bfloat16        # for a GPU
     pip install torch                                            # optional: with PyTorch as well
 
-All contestants have the same weights and the same batch, which lies on the device: float32 parameters, a forward and a
-backward pass in --dtype, and the update by SGD with momentum and weight decay. Plain Flax (train_step_jax.py) is what
-one writes first: `nn.Conv` with groups, `reduce_window` and JAX's derivatives of it. PyTorch (train_step_torch.py) is
-run eager and compiled, with maps first and with maps last, and the best of the four is what others are compared with.
+All contestants have the same weights and the same batch on the device: float32 parameters, a forward and a backward
+pass in --dtype, and the update by SGD with momentum and weight decay. Plain Flax (train_step_jax.py) is the obvious
+code: `nn.Conv` with groups, `reduce_window` and JAX's derivatives of it. PyTorch (train_step_torch.py) runs eager and
+compiled, with maps first and with maps last; the others are compared with the best of the four.
 
-First the losses and gradients at test time are compared, in float32. Then each contestant gets a process of its own,
-in which no other's libraries are, and takes its first steps; after that they are timed in turn, several rounds long,
-while the others wait. On a CPU each call is waited for, a GPU gets several at once. The table has
+First the losses and gradients at test time are compared, in float32. Then each contestant takes its first steps in
+its own process, without the libraries of the others. After that they are timed in turn, for several rounds, while the
+others wait. On a CPU the script waits for each call; a GPU gets several at once. The table has
 
     step, forward   images/s of a training step and of a forward pass: the median of the rounds, the lowest and the
                     highest, and the median of the rounds' ratios to PyTorch's best
-    compile         seconds to compile the step, with empty caches; PyTorch's: by how much its first step takes longer
+    compile         seconds to compile the step, with empty caches; for PyTorch the extra time of its first step
     first step      seconds from the start of the process to the end of its first step
-    peak memory     after WARM steps, before any forward pass: on a CPU the most that was resident of the process, its
-                    libraries and compiler included; on a GPU the most that was allocated there
+    peak memory     after WARM steps, before any forward pass: on a CPU the largest resident memory of the process, with
+                    its libraries and compiler; on a GPU the largest allocated memory
 
-On a CPU let nothing else run: where threads of PyTorch wait for one that has no core, small networks take 50 times as
-long. For a CPU or a GPU, whose memory must hold all contestants.
+On a CPU, let nothing else run: if threads of PyTorch wait for a thread that has no core, small networks take 50 times
+as long. For a CPU or a GPU; the memory must be enough for all contestants.
 """
 
 import argparse
@@ -38,14 +38,14 @@ import tempfile
 import time
 from pathlib import Path
 
-# Contestants' libraries are imported in their processes, each of which imports this file.
+# The libraries of the contestants are imported only in their own processes, which also import this file.
 
-# Of the norm of a gradient: its distance to this project's. Most are within 1e-5, but where two numbers in a window are
-# almost the same, their rounding tells which one a max pool takes.
+# Largest distance of a gradient from this project's, relative to its norm. Most are within 1e-5. But if two numbers in
+# a window are almost equal, rounding decides which of them a max pool takes.
 LIMIT = 1e-2
-WARM = 3  # steps before the memory is told
-SECONDS = 2  # of a measurement, at least
-QUEUED = 20  # calls that a GPU gets at once, so that it need not wait for Python
+WARM = 3  # steps before the memory is read
+SECONDS = 2  # shortest measurement
+QUEUED = 20  # calls sent to a GPU at once, so that it does not wait for Python
 TORCH = {
     f"PyTorch, {'compiled' if compiled else 'eager'}, maps {'last' if maps_last else 'first'}": {
         "compiled": compiled,
@@ -56,7 +56,7 @@ TORCH = {
 
 
 class OwnProcess:
-    """A function in a process of its own; it answers through the pipe that is its first argument."""
+    """A function in its own process; it answers through a pipe, its first argument."""
 
     def __init__(self, name, function, *arguments):
         context = multiprocessing.get_context("spawn")
@@ -67,29 +67,29 @@ class OwnProcess:
         theirs.close()
 
     def answer(self, question=None):
-        """What it sends next, after it got the question if there is one."""
+        """Sends a question, if there is one, and returns the next answer."""
         try:
             if question:
                 self.pipe.send(question)
             return self.pipe.recv()
         except (EOFError, OSError):
-            sys.exit(f"error: {self.name} ended too early; what it printed is above.")
+            sys.exit(f"error: {self.name} ended too early; its output is above.")
 
     def last_answer(self):
-        """What it sends before it ends."""
+        """The last answer, before the process ends."""
         found = self.answer()
         self.end()
         return found
 
     def end(self):
-        """Waits until it has ended, which it does when nobody asks any more."""
+        """Closes the pipe and waits until the process has ended."""
         self.pipe.close()
         self.process.join()
 
 
 def contestant(name, folder, layers, options, exact=False):
-    """A contestant by its name, see train_step_jax.in_jax. To be called in the contestant's own process."""
-    # To compile is timed: nothing that was compiled before shall help.
+    """A contestant by its name, see train_step_jax.in_jax. Call it in the contestant's own process."""
+    # Compilation is timed, so programs from earlier runs must not be used.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=folder)
     dtype = "float32" if exact else options.dtype
@@ -111,7 +111,7 @@ def prepare(pipe, folder, options):
 
 
 def compare(pipe, name, folder, *arguments):
-    """Sends a contestant's loss, and its farthest distance to the loss and gradients of the first that was compared."""
+    """Sends a contestant's loss, and its largest distance from the loss and gradients of the first contestant."""
     import numpy as np
 
     loss, gradients = contestant(name, folder, *arguments, exact=True)["gradients"]()
@@ -126,7 +126,7 @@ def compare(pipe, name, folder, *arguments):
 
 
 def race(pipe, name, *arguments):
-    """Takes the first steps of a contestant, then measures what it is asked for."""
+    """Takes the first steps of a contestant, then makes the measurements that it is asked for."""
     entrant = contestant(name, *arguments)
     compile_seconds = seconds(entrant["compile"]) if "compile" in entrant else None
     first = seconds(entrant["step"], entrant["wait"])
@@ -143,21 +143,21 @@ def race(pipe, name, *arguments):
     pipe.send({"compile": compile_seconds, "memory": memory, "device": entrant.get("device")})
 
     together = 1 if entrant["on_cpu"] else QUEUED
-    with contextlib.suppress(EOFError):  # nobody asks any more
+    with contextlib.suppress(EOFError):  # there are no more questions
         while True:
             what = pipe.recv()
             pipe.send(seconds_a_call(entrant[what], entrant["wait"], together))
 
 
 def seconds(call, wait=lambda _: None):
-    """Seconds that a call takes."""
+    """Seconds for one call."""
     began = time.perf_counter()
     wait(call())
     return time.perf_counter() - began
 
 
 def seconds_a_call(call, wait, together):
-    """Seconds that a call takes, over as many as fill SECONDS, two at least."""
+    """Seconds for a call, averaged over calls for SECONDS, at least two."""
     began, calls = time.perf_counter(), 0
     while calls < 2 or time.perf_counter() - began < SECONDS:
         for _ in range(together):
@@ -168,7 +168,7 @@ def seconds_a_call(call, wait, together):
 
 
 def resident_peak():
-    """Bytes of this process that were resident at once, at most."""
+    """The largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -183,7 +183,7 @@ def check(names, *arguments):
 
 
 def start(names, *arguments):
-    """The contestants' processes by name, and what each tells of its first steps."""
+    """The contestants' processes by name, and the measurements of their first steps."""
     processes, told = {}, {}
     for name in names:
         began = time.perf_counter()
@@ -205,7 +205,7 @@ def measure(processes, batch_size, rounds):
 
 
 def print_table(rates, told):
-    """A line a contestant; ratios are the medians over the rounds."""
+    """One line for each contestant; ratios are medians over the rounds."""
     peers = [name for name in rates if name in TORCH] or ["plain Flax"]
     columns = [f"{what}, images/s | lowest | highest | ratio" for what in ("step", "forward")]
     print("| | " + " | ".join([*columns, "compile, s", "first step, s", "peak memory, MB"]) + " |")
@@ -229,7 +229,7 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for all
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the contestants share a GPU's memory
     names = ["this project", "plain Flax", *(TORCH if importlib.util.find_spec("torch") else ())]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         folder = Path(directory)

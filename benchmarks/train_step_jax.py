@@ -1,4 +1,4 @@
-"""Contestants of train_step.py in JAX: this project, and the network as one writes it first in Flax."""
+"""Contestants of train_step.py in JAX: this project, and the obvious code in Flax."""
 
 import functools
 import sys
@@ -20,10 +20,10 @@ from alexnet_jax.network.architectures import LRN, RBF, Conv, Dense, Flatten, In
 
 
 def plain_layers(architecture):
-    """The layers for who has all maps in one array and does not know this project: their fields, `kind` and `name`.
+    """The layers for code that does not use this project and has all maps in one array: fields, `kind` and `name`.
 
-    Conv and LRN get `groups` where towers do not talk, the first Dense `sees`, the maps (H, W, C) that it is given, and
-    a table, codes and scales become NumPy arrays.
+    Conv and LRN get `groups` if towers do not exchange data. The first Dense gets `sees`, the shape (H, W, C) of its
+    input maps. Tables, codes and scales become NumPy arrays.
     """
     names, shapes, found, maps = layer_names(architecture), output_shapes(architecture), [], None
     for name, before, layer in zip(names, (None, *names), architecture, strict=False):
@@ -86,7 +86,7 @@ def to_plain(params, layers):
 
 
 class PlainFlax(nn.Module):
-    """The network as one writes it first: all maps in one array, groups where towers do not talk."""
+    """The obvious code: all maps in one array, groups where towers do not exchange data."""
 
     layers: tuple
     dtype: jnp.dtype
@@ -170,7 +170,7 @@ def in_jax(model, params, batch, rubbish=None):
 
     Args:
       model: AlexNet or PlainFlax.
-      params: its parameters, which the first step takes away.
+      params: its parameters; the first step donates them.
       batch: images (N, H, W, C) float32 and labels (N,).
       rubbish: as in architectures.RBF.
     """
@@ -222,7 +222,7 @@ def write(path, arrays):
 
 
 def read(path):
-    """{layer: {name: array}}, one array after the other, so that no second copy of them all is held."""
+    """{layer: {name: array}}, one array after the other, so that there is never a second copy of all of them."""
     found = {}
     with np.load(path) as arrays:
         for key in arrays:
@@ -232,7 +232,7 @@ def read(path):
 
 
 def prepare(folder, network, batch_size):
-    """Draws weights and a batch, writes them into a folder as this project and as others have them.
+    """Draws weights and a batch, and writes them into a folder in the layouts of this project and of the others.
 
     Returns:
       plain_layers of the network.
@@ -253,7 +253,7 @@ def prepare(folder, network, batch_size):
 
 
 def contestant(folder, network, layers, *, ours, dtype, exact):
-    """This project or plain Flax on what `prepare` wrote; `exact`: where products of float32 have all their digits."""
+    """This project or plain Flax with the files of `prepare`; `exact`: whether float32 products have full precision."""
     if ours:
         hosts.convolve_with_eigen()  # as main.py
     if exact:

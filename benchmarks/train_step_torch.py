@@ -1,4 +1,4 @@
-"""Contestants of train_step.py in PyTorch: the network as one writes it first there, of its own layers."""
+"""Contestants of train_step.py in PyTorch: the obvious code, with PyTorch's own layers."""
 
 import functools
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 class Network(nn.Module):
     """The network: all maps in one tensor, groups where towers do not talk.
 
-    `layers` are those of train_step_jax.plain_layers, `shapes` those of its kernels there by layer.
+    `layers` are from train_step_jax.plain_layers, and `shapes` are the kernels' shapes there, by layer.
     """
 
     def __init__(self, layers, shapes):
@@ -22,7 +22,7 @@ class Network(nn.Module):
             match layer.kind:
                 case "Conv":
                     inputs = layer.groups * shapes[layer.name][2]
-                    # What differs before and after is padded by hand.
+                    # Padding that differs before and after is done by hand.
                     padding = layer.padding[0] if layer.padding[0] == layer.padding[1] else 0
                     arguments = inputs, layer.maps, layer.size, layer.stride, padding
                     if layer.mask is None:
