@@ -156,7 +156,7 @@ def test_weights_are_evaluated_on_data_with_their_classes(data, pretrained, tmp_
         ([f"--dataset={data[0]}", "--checkpoint=best"], "--checkpoint=best goes with --workdir, not with --weights"),
         ([f"--dataset={data[0]}", "--split=foo"], "Set --split=NAME"),
         (["--dataset=folder:/no/where"], "there is no such folder"),
-        ([f"--dataset={data[1]}"], "has 3 classes, and .* knows 5 classes of many"),
+        ([f"--dataset={data[1]}"], "has 3 classes, and .* has 5 classes of many"),
         ([], "--dataset is missing"),
         ([f"--dataset={data[0]}", "--split=test"], "has no split 'test'; it has 'train', 'val'"),
     ):
@@ -190,7 +190,7 @@ def test_another_network_or_no_file_is_refused_before_any_work(data, pretrained,
     with pytest.raises(UsageError, match=r"config\.pretrained has .* for fc6; accepted is .* Only the last layer may"):
         loop.train(config, tmp_path / "other")
     config.pretrained = str(tmp_path / "nothing.safetensors")
-    with pytest.raises(UsageError, match=r"nothing\.safetensors is not there"):
+    with pytest.raises(UsageError, match=r"nothing\.safetensors does not exist"):
         loop.train(config, tmp_path / "other")
     assert not (tmp_path / "other" / "config.json").exists()
 
