@@ -9,23 +9,23 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"error: the package {error.name} is not installed. Run: pip install -r requirements.txt")
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File of the run's config.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the run.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, events and results.")
 flags.mark_flags_as_required(["config", "workdir"])
-# Several processes; on Slurm, TPU pods, Kubernetes and Open MPI JAX finds all of this by itself.
+# For several processes. On Slurm, TPU pods, Kubernetes and Open MPI, JAX finds all of these values by itself.
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for all processes.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are; 1 to look for no others.")
-PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0 on.")
-TIMEOUT = flags.DEFINE_integer("timeout", 100, "Seconds after which a silent process counts as lost.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Number of processes; 1 means: do not look for others.")
+PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this process; the first is 0.")
+TIMEOUT = flags.DEFINE_integer("timeout", 100, "Seconds without an answer until a process counts as lost.")
 
 USAGE = "usage: python main.py --config=configs/alexnet.py --workdir=FOLDER [--config.FIELD=VALUE ...]"
 
 
 def parse_flags(argv):
-    """Parses the command line; an error in it is printed without a traceback."""
+    """Parses the command line. An error in it is printed without a traceback."""
     try:
         rest = flags.FLAGS(argv)
-        CONFIG.value.keys()  # a file that is not there is noticed only here
+        CONFIG.value.keys()  # only this raises the error if the file does not exist
         return rest
     except (flags.Error, AttributeError, OSError) as error:
         from alexnet_jax.config import what_is_wrong  # not at the top, so that --help is quick
@@ -34,12 +34,13 @@ def parse_flags(argv):
 
 
 def main(argv):
-    """Runs training; errors that the user can correct are printed as one sentence."""
+    """Runs training. Errors that the user can correct are printed without a traceback."""
     if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; fields are set as --config.FIELD=VALUE")
-    # Before TensorFlow is imported, which only reads data here; and not at the top, so that --help is quick.
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}; set config fields as --config.FIELD=VALUE")
+    # TensorFlow, which only reads data here, reads these variables when it is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # and so without two lines of warning
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # this avoids two lines of warnings
+    # The imports are not at the top, so that --help is quick.
     from alexnet_jax.errors import UsageError, missing_package
 
     try:

@@ -1,10 +1,10 @@
-"""A network as one file for serving. It contains the weights, the mean and the crops, and needs none of our code.
+"""Writes a network as one file for serving, with its weights, mean and crops. The file does not need our code.
 
-stablehlo    one file, by jax.export, for JAX on CPUs, CUDA GPUs and TPUs; JAX promises that versions of the next six
-             months can read it
+stablehlo    one file, by jax.export, for JAX on CPUs, CUDA GPUs and TPUs; JAX promises that its versions of the next
+             six months can read it
 savedmodel   a folder, for TensorFlow and its servers; the network in it is one operation, XlaCallModule
 
-Both take any number of images at a time and give class probabilities. LOADING shows how.
+Both take any number of images at a time and give class probabilities. LOADING shows how to load them.
 """
 
 import dataclasses
@@ -30,21 +30,20 @@ LOADING = {
     "savedmodel": 'tf.saved_model.load({path!r}).signatures["serving_default"](images=images)["probabilities"]',
 }
 PLATFORMS = ("cpu", "cuda", "tpu")
-TOLERANCE = 1e-5  # relative to the largest logarithm of a probability, so that it means the same for every network
+TOLERANCE = 1e-5  # relative to the largest logarithm of a probability, so that one value is right for every network
 
 
 def export(weights: Weights, path: str | Path, *, format: Format, views: int = 1) -> None:
     """Writes a network for serving, reads it back, and compares it with the network on random images.
 
-    images (n, S, S, 3) uint8, pixels in 0..255, S as the mean image has it -> probabilities (n, K) float32
+    images (n, S, S, 3) uint8, pixels in 0..255, S is the side of the mean image -> probabilities (n, K) float32
 
     The comparison runs on JAX's default device, and for "savedmodel" also on TensorFlow's. Both should be CPUs, as in
     `python -m alexnet_jax export`: accelerators round float32 products differently.
 
     Args:
       weights: the network; it computes in float32.
-      path: of the file, or for "savedmodel" of the folder; an earlier export there is replaced when the new one is
-        complete.
+      path: the file, or for "savedmodel" the folder. An earlier export there is replaced when the new one is complete.
       format: "stablehlo" or "savedmodel".
       views: as in errors.predict.
 
@@ -65,12 +64,14 @@ def export(weights: Weights, path: str | Path, *, format: Format, views: int = 1
 
 
 def check_path(path: str | Path, format: Format) -> Path:
-    """The path, if an export can be written there; raises UsageError if not."""
+    """Returns the absolute path. Raises UsageError if an export cannot be written there."""
     path = Path(path).expanduser().absolute()
     if not path.parent.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}. Make it, or give another.")
+        raise UsageError(
+            f"{path} cannot be written: the folder {path.parent} does not exist. Create it, or give another path."
+        )
     if format == "stablehlo" and path.is_dir():
-        raise UsageError(f"{path} is a folder; accepted is the name of a file. Give such a name.")
+        raise UsageError(f"{path} is a folder; accepted is the path of a file. Give such a path.")
     if format == "savedmodel" and path.exists() and not (path / "saved_model.pb").exists():
         raise UsageError(f"{path} exists and is not a SavedModel; accepted is a new name, or a SavedModel to replace.")
     return path
@@ -83,20 +84,20 @@ def check(weights: Weights, path: Path, *, format: Format, views: int) -> None:
     for n in (1, 3):
         images = rng.integers(0, 256, (n, *weights.mean_image.shape), np.uint8)
         gives, wanted = (
-            np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))  # finite where it underflows
+            np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))  # so that it is finite for a probability of 0
             for probabilities in (loaded(images), weights.predict(images, views))
         )
         difference = np.abs(gives - wanted).max() / np.abs(wanted).max()
         if not difference <= TOLERANCE:
             raise UsageError(
-                f"{path} was written, but for random images, {n} at a time, the logarithms of its probabilities are "
-                f"off by {difference:.2g} of the largest; accepted is {TOLERANCE:g}. Do not use it. Export again on "
-                "CPUs, with the versions of JAX and TensorFlow in requirements.txt."
+                f"{path} was written, but its probabilities are wrong. In a batch of {n}, their logarithms are off "
+                f"by {difference:.2g} of the largest; accepted is {TOLERANCE:g}. Do not use this file. Export again "
+                "on CPUs, with the versions of JAX and TensorFlow in requirements.txt."
             )
 
 
 def _staged(weights, function, *arrays):
-    """function(*arrays, images), lowered for any number of images and for all platforms."""
+    """Exports function(*arrays, images) for any number of images and for all platforms."""
     (n,) = jax_export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, *weights.mean_image.shape), np.uint8)
     return jax_export.export(jax.jit(function), platforms=PLATFORMS)(*arrays, images)
@@ -113,12 +114,12 @@ def _save_for_tensorflow(weights, path, views):
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
     exported = _staged(weights, probabilities, *like)
     with make_ir_context():
-        # jax2tf makes the same operation, but in a StableHLO version that is only four weeks older than JAX:
-        # TensorFlow 2.21 cannot read what JAX 0.12 writes. Every version can read the oldest StableHLO.
+        # jax2tf makes the same operation, but its StableHLO version is only four weeks older than JAX, and
+        # TensorFlow 2.21 cannot read that of JAX 0.12. Every version can read the oldest StableHLO.
         module = mlir.deserialize_portable_artifact(exported.mlir_module_serialized)
         module = mlir.serialize_portable_artifact(module, stablehlo.get_minimum_version())
     model = tf.Module()
-    # As variables: constants might not fit into a protocol buffer, whose limit is 2 GB.
+    # Variables, because constants may not fit into a protocol buffer: its limit is 2 GB.
     model.variables_in_order = [tf.Variable(a, trainable=False) for a in jax.tree.leaves(arrays)]
 
     @functools.partial(tf.function, autograph=False)

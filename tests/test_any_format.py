@@ -102,7 +102,7 @@ def test_numbers_that_do_not_tell_what_is_white_are_refused():
     with pytest.raises(ImageError, match="floating-point"):
         read_square(encode(Image.new("F", (4, 4), 0.5), "TIFF"), 4)
     for value in (-1, 200, 2**16):
-        with pytest.raises(ImageError, match="not those of 16 bits"):
+        with pytest.raises(ImageError, match="not those of a 16-bit image"):
             read_square(encode(Image.new("I", (4, 4), value), "TIFF"), 4)
 
 

@@ -132,12 +132,12 @@ def test_a_thousand_classes_are_taken_for_those_of_ilsvrc_2012(tmp_path):
     ("changes", "wanted"),
     [
         ({"features.3.bias": None}, "lacks features.3.bias; accepted are features.0.weight, features.0.bias, "),
-        ({"avg.weight": np.ones(3, np.float32)}, "has the array avg.weight; accepted are features.0.weight, "),
-        ({"features.6.weight": np.ones((16, 12), np.float32)}, "features.6.weight is [16, 12]; accepted are 4 axes"),
-        ({"features.6.bias": np.ones(15, np.float32)}, "features.6.bias is [15]; accepted is [16]"),
+        ({"avg.weight": np.ones(3, np.float32)}, "has the array avg.weight, which is not expected; accepted are "),
+        ({"features.6.weight": np.ones((16, 12), np.float32)}, "weight has the shape [16, 12]; accepted are 4 axes"),
+        ({"features.6.bias": np.ones(15, np.float32)}, "features.6.bias has the shape [15]; accepted is [16]"),
         (
             {"classifier.1.weight": np.ones((32, 433), np.float32)},
-            "classifier.1.weight is [32, 433]; accepted is [32, 432], which fits the layers before it.",
+            "classifier.1.weight has the shape [32, 433]; accepted is [32, 432], which fits the layers before it.",
         ),
         ({"classifier.6.bias": np.ones(10, np.int32)}, "classifier.6.bias is of type I32; accepted are F16, BF16, F32"),
     ],
@@ -155,7 +155,7 @@ def test_a_pth_file_that_would_run_code_is_refused_and_does_not(tmp_path):
     path, touched = tmp_path / "model.pth", tmp_path / "touched"
     torch.save({"features.0.weight": torch.ones(1), "x": Trap(touched)}, path)
     message = message_of(convert.read, path)
-    assert "loading that would run code from the file" in message
+    assert "loading it would run code from the file" in message
     assert "torch.save(model.state_dict(), 'alexnet.pth')" in message
     assert not touched.exists()
     torch.load(path, weights_only=False)  # as it would otherwise
@@ -167,7 +167,7 @@ def test_a_pth_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "x.pth"
     for content in ([torch.ones(1)], {"state_dict": {"a": torch.ones(1)}, "epoch": 3}):
         torch.save(content, path)
-        assert "is no state dict" in message_of(convert.read, path)
+        assert "is not a state dict" in message_of(convert.read, path)
     torch.save({"features.0.weight": torch.ones(1, dtype=torch.int32)}, path)
     assert "features.0.weight is torch.int32; accepted are floating-point types" in message_of(convert.read, path)
     for content in (b"", b"text\n", STATE_DICT.read_bytes()):
@@ -178,7 +178,7 @@ def test_a_pth_file_of_something_else_is_refused(tmp_path):
 def test_without_pytorch_a_pth_file_is_answered_by_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     message = message_of(convert.read, GOLDEN / "torchvision.pth")
-    assert "needs PyTorch to be read, which is not installed. Install it (pip install torch), or save" in message
+    assert "can only be read with PyTorch, which is not installed. Install it (pip install torch), or save" in message
     assert "safetensors.torch.save_file(model.state_dict(), 'alexnet.safetensors')" in message
 
 
@@ -199,7 +199,7 @@ def test_without_a_mean_file_it_is_the_mean_colour_of_ilsvrc_2012(name, golden):
     weights = convert.read(GOLDEN / f"{name}.caffemodel")
     assert_same_answers(weights, golden, golden[f"{name.removesuffix('_v1')}_colour"])
     assert "with ILSVRC-2012's mean colour, as no mean file was given" in weights.source
-    assert "less the colour R 122.679, G 116.669, B 104.007" in weights.preprocessing
+    assert "minus the colour R 122.679, G 116.669, B 104.007" in weights.preprocessing
 
 
 def test_what_a_conversion_can_get_wrong_would_be_seen(golden, mean_file):
@@ -273,7 +273,7 @@ def one_column(net):
         (lambda net: layer_of(net, "conv5").blobs.pop(), "lacks conv5.blobs[1]; accepted are conv1.blobs[0], conv1.bl"),
         (lambda net: net.layer.remove(layer_of(net, "fc7")), "lacks fc7.blobs[0]; accepted are conv1.blobs[0], "),
         (lambda net: setattr(layer_of(net, "conv2"), "name", b"\xff"), "lacks conv2.blobs[0]; accepted are "),
-        (one_column, "conv2.blobs[0] is [12, 8, 5, 5]; accepted is [12, 4, 5, 5]"),
+        (one_column, "conv2.blobs[0] has the shape [12, 8, 5, 5]; accepted is [12, 4, 5, 5]"),
         (lambda net: layer_of(net, "fc6").blobs[0].data.pop(), "fc6 has 0 bytes of numbers for the shape [16, 288]"),
         (lambda net: net.layer.__delitem__(slice(None)), "has no layers with weights that can be read"),
     ],
@@ -285,12 +285,12 @@ def test_another_caffemodel_is_refused_by_name(change, wanted, tmp_path):
 def test_a_mean_file_that_does_not_fit_is_refused(tmp_path, mean_file):
     model = GOLDEN / "alexnet.caffemodel"
     assert "only a .caffemodel takes a mean file" in message_of(convert.read, STATE_DICT, mean=mean_file)
-    assert f"mean is {tmp_path}/none, which is no file." in message_of(convert.read, model, mean=tmp_path / "none")
+    assert f"mean is {tmp_path}/none, which is not a file." in message_of(convert.read, model, mean=tmp_path / "none")
     mean_file.write_text("text")
     assert "is not a mean file (.binaryproto)" in message_of(convert.read, model, mean=mean_file)
     small = caffe.CLASSES["BlobProto"](num=1, channels=3, height=4, width=4, data=[np.ones(48, "<f4").tobytes()])
     mean_file.write_bytes(small.SerializeToString())
-    assert "is [3, 4, 4]; accepted is [3, S, S] with S of at least 227" in message_of(
+    assert "has the shape [3, 4, 4]; accepted is [3, S, S] with S of at least 227" in message_of(
         convert.read, model, mean=mean_file
     )
 
@@ -329,7 +329,7 @@ def test_converting_gives_the_same_answers_from_the_new_file(golden, tmp_path):
 
 def test_a_file_to_write_must_have_our_ending_and_a_folder(tmp_path):
     weights, source = random_weights(TINY), tmp_path / "none.pth"  # not even looked for
-    for dest, wanted in (("x.npz", "ends in .safetensors"), ("none/x.safetensors", f"no folder {tmp_path}/none")):
+    for dest, wanted in (("x.npz", "ends in .safetensors"), ("none/x.safetensors", f"folder {tmp_path}/none does not")):
         assert wanted in message_of(convert.write, weights, tmp_path / dest)
         assert wanted in message_of(convert.convert, source, tmp_path / dest)
     assert list(tmp_path.iterdir()) == []
@@ -355,7 +355,7 @@ def ending_in(*layers):
         (ending_in(["Dense", {}]), "missing 1 required positional argument: 'units'"),
         (ending_in(["Dense", {"units": "5"}]), "has an architecture that is not understood ("),
         (ending_in(["Dense", {"units": 5, "std": "x"}]), "has an architecture that is not understood ("),
-        (ending_in(["Dense", {"units": 7}]), "has [2, 3] for fc5/bias, and its architecture takes [2, 4]"),
+        (ending_in(["Dense", {"units": 7}]), "has [2, 3] for fc5/bias, but its architecture needs [2, 4]"),
     ],
 )
 def test_a_file_of_ours_that_was_changed_is_refused(told, wanted, tmp_path):
@@ -374,11 +374,11 @@ def test_a_file_of_ours_that_was_changed_is_refused(told, wanted, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"conv1/bias": None}, "has nothing for conv1/bias, and its architecture takes [2, 4]"),
-        ({"conv9/bias": np.ones(3, np.float32)}, "has [3] for conv9/bias, and its architecture takes nothing"),
-        ({"bias": np.ones(3, np.float32)}, "has [3] for /bias, and its architecture takes nothing"),
-        ({"mean_image": None}, "mean_image is []; accepted is [S, S, 3] with S of at least 12"),
-        ({"mean_image": np.ones((8, 8, 3), np.float32)}, "mean_image is [8, 8, 3]; accepted is [S, S, 3] with S of at"),
+        ({"conv1/bias": None}, "has nothing for conv1/bias, but its architecture needs [2, 4]"),
+        ({"conv9/bias": np.ones(3, np.float32)}, "has [3] for conv9/bias, but its architecture needs nothing"),
+        ({"bias": np.ones(3, np.float32)}, "has [3] for /bias, but its architecture needs nothing"),
+        ({"mean_image": None}, "mean_image has the shape []; accepted is [S, S, 3] with S of at least 12"),
+        ({"mean_image": np.ones((8, 8, 3), np.float32)}, "mean_image has the shape [8, 8, 3]; accepted is [S, S, 3]"),
         ({"eigenvalues": None}, "the colour PCA is not eigenvectors [3, 3] and eigenvalues [3]"),
     ],
 )
@@ -456,10 +456,10 @@ def test_a_run_that_does_not_tell_its_classes_or_has_other_arrays_is_refused(wor
     state = State(jax.numpy.int32(5), jax.tree.map(jax.numpy.asarray, weights.params), {})
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state, error=None, notes={})
-    assert "it does not give its number of classes" in message_of(convert.read, folder)
+    assert "of another version of this program, without its number of classes" in message_of(convert.read, folder)
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state.replace(step=jax.numpy.int32(6)), error=None, notes={"num_classes": 4})
-    assert "has [2, 5] for fc8/bias, and its architecture takes [2, 2]" in message_of(convert.read, folder)
+    assert "has [2, 5] for fc8/bias, but its architecture needs [2, 2]" in message_of(convert.read, folder)
 
 
 # What is no file of weights
@@ -470,7 +470,8 @@ def test_other_files_are_refused_and_not_loaded(ending, tmp_path):
     path, touched = tmp_path / f"weights{ending}", tmp_path / "touched"
     path.write_bytes(pickle.dumps(Trap(touched)))
     message = message_of(convert.read, path)
-    assert message.startswith(f"{path} is a {ending or 'nameless'} file; accepted are .safetensors, ")
+    wrong = f"is a {ending} file" if ending else "has no ending"
+    assert message.startswith(f"{path} {wrong}; accepted are .safetensors, ")
     assert "safetensors.torch.save_file(model.state_dict(), FILE)" in message
     assert not touched.exists()
 
@@ -503,7 +504,7 @@ def test_the_command_says_what_it_read_assumed_and_wrote(mean_file, tmp_path, ca
         f"Parameters: {count:,}\n"
         "Classes: 10 classes, in the order of the training that made the weights\n"
         "Images: RGB pixels in 0..255, the shorter side rescaled to 256 and the central 256 x 256 cut out; the "
-        "network sees 227 x 227 of it, less the mean image at the crop's place\n"
+        "network sees 227 x 227 of it, minus the mean image at the crop's place\n"
         f"Wrote: {dest}\n"
     )
 
@@ -516,7 +517,7 @@ def test_the_command_s_errors_are_one_sentence(tmp_path, capsys):
 
 def test_preprocessing_is_told_in_words():
     assert convert.read(STATE_DICT).preprocessing.endswith(
-        "the network sees 224 x 224 of it, less the colour R 123.675, G 116.28, B 103.53, times 0.0171248, 0.017507, "
+        "the network sees 224 x 224 of it, minus the colour R 123.675, G 116.28, B 103.53, times 0.0171248, 0.017507, "
         "0.0174292"
     )
-    assert random_weights(TINY).preprocessing.endswith("12 x 12 of it, less the mean image's central part")
+    assert random_weights(TINY).preprocessing.endswith("12 x 12 of it, minus the mean image's central part")

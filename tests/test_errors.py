@@ -279,7 +279,7 @@ def test_a_config_or_workdir_that_is_missing_is_answered_in_the_last_lines(argum
 def test_an_argument_that_is_no_flag_is_named(tmp_path):
     code, _, shown = run_main(QUICKSTART, f"--workdir={tmp_path}", "batch_size=3")
     assert code == 1
-    assert "unknown arguments: batch_size=3; fields are set as --config.FIELD=VALUE" in shown
+    assert "unknown arguments: batch_size=3; set config fields as --config.FIELD=VALUE" in shown
 
 
 def test_a_config_file_with_an_unknown_field(tmp_path):

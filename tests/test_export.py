@@ -117,7 +117,7 @@ def test_a_file_that_gives_other_numbers_is_reported_and_left_there(tmp_path, mo
         path.write_bytes(content.replace(bias, bias[::-1]))
 
     monkeypatch.setattr(export, "write_whole", write_damaged)
-    with pytest.raises(UsageError, match=r"net was written, but for random images, 1 at a time, .* Do not use it"):
+    with pytest.raises(UsageError, match=r"net was written, but .* In a batch of 1, .* Do not use this file"):
         export.export(weights, tmp_path / "net", format="stablehlo")
     assert (tmp_path / "net").exists()
 
@@ -156,9 +156,9 @@ def test_paths_that_cannot_be_written_are_refused_before_the_weights_are_read(tm
     (tmp_path / "file").touch()
     none = f"--weights={tmp_path}/none.safetensors"
     for output, format, message in [
-        ("no/net", "stablehlo", f"there is no folder {tmp_path}/no. Make it"),
-        ("no/net", "savedmodel", f"there is no folder {tmp_path}/no. Make it"),
-        ("folder", "stablehlo", f"{tmp_path}/folder is a folder; accepted is the name of a file"),
+        ("no/net", "stablehlo", f"the folder {tmp_path}/no does not exist. Create it"),
+        ("no/net", "savedmodel", f"the folder {tmp_path}/no does not exist. Create it"),
+        ("folder", "stablehlo", f"{tmp_path}/folder is a folder; accepted is the path of a file"),
         ("folder", "savedmodel", f"{tmp_path}/folder exists and is not a SavedModel; accepted is a new name"),
         ("file", "savedmodel", f"{tmp_path}/file exists and is not a SavedModel"),
         ("net", "savedmodel", f"{tmp_path}/none.safetensors does not exist"),

@@ -42,9 +42,13 @@ def test_a_label_follows_from_the_class_or_from_the_name():
 @pytest.mark.parametrize(
     ("name", "synset", "message"),
     [
-        ("n01440764_10026.JPEG", "n01443537", "holds n01440764_10026.JPEG as n01443537, but its name says that it is one of n01440764"),
-        ("1.jpg", "cat", "holds 'cat', which is none of the 1000 classes of imagenet2012"),
-        ("n00000000_1.JPEG", None, "holds 'n00000000', which is none of the 1000 classes"),
+        (
+            "n01440764_10026.JPEG",
+            "n01443537",
+            "holds n01440764_10026.JPEG in the class n01443537, but by its name it belongs to the class n01440764. ",
+        ),
+        ("1.jpg", "cat", "holds 'cat', which is not one of the 1000 classes of imagenet2012"),
+        ("n00000000_1.JPEG", None, "holds 'n00000000', which is not one of the 1000 classes"),
         ("1.jpg", None, "holds 1.jpg; accepted are ILSVRC2012_val_00000001.JPEG to"),
     ],
 )

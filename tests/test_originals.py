@@ -121,9 +121,9 @@ def test_records_without_names_are_named_by_their_position(digits, tmp_path):
         ("folder:", NAME, "--source=folder: is not known"),
         ("folder:/none", NAME, "folder:/none: there is no such folder"),
         ("tars:/none", NAME, "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar not found in /none"),
-        ("tars:/none", "mine", "tars: are those of imagenet2012, not of mine"),
-        ("tfds:nothing_such", NAME, "TFDS knows no such dataset"),
-        ("tfds:cifar10:9.9.9", "mine", "TFDS knows no such dataset, or not that version of it"),
+        ("tars:/none", "mine", "tars: accepts only the tars of imagenet2012. Unpack those of mine; "),
+        ("tfds:nothing_such", NAME, "TFDS does not know this dataset"),
+        ("tfds:cifar10:9.9.9", "mine", "TFDS does not know this dataset, or not this version of it"),
         ("tfds:imagenet2012", NAME, "tfds:imagenet2012 is not in"),
     ],
 )
@@ -135,19 +135,19 @@ def test_a_source_that_is_not_there(source, dataset, message, tmp_path):
 
 def test_a_dataset_of_a_package_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: (_ for _ in ()).throw(ModuleNotFoundError("a package")))
-    with pytest.raises(UsageError, match="tfds:huggingface:mnist: TFDS knows no such dataset"):
+    with pytest.raises(UsageError, match="tfds:huggingface:mnist: TFDS does not know this dataset"):
         listed("tfds:huggingface:mnist", tmp_path, "mine")
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("train/cat/1.JPEG", "holds 'cat', which is none of the 1000 classes"),
-        ("train/n01440764/n15075141_1.JPEG", "but its name says that it is one of n15075141"),
-        ("val/n01440764/ILSVRC2012_val_00000001.JPEG", "as n01440764, but its name says that it is one of n01751748"),
+        ("train/cat/1.JPEG", "holds 'cat', which is not one of the 1000 classes"),
+        ("train/n01440764/n15075141_1.JPEG", "but by its name it belongs to the class n15075141"),
+        ("val/n01440764/ILSVRC2012_val_00000001.JPEG", "by its name it belongs to the class n01751748"),
         ("val/ILSVRC2012_val_00050001.JPEG", "accepted are ILSVRC2012_val_00000001.JPEG to"),
         ("train/n01440764_3.JPEG", "is not in a class folder"),
-        ("train/n01440764/images/n01440764_3.JPEG", "images is no file; accepted is SPLIT/CLASS/FILE"),
+        ("train/n01440764/images/n01440764_3.JPEG", "images is not a file; accepted is SPLIT/CLASS/FILE"),
         ("validation/ILSVRC2012_val_00000001.JPEG", "two files have the name ILSVRC2012_val_00000001.JPEG"),
         ("train/n01440764/a\nb.JPEG", "cannot be printed"),
     ],
@@ -178,15 +178,15 @@ def test_what_is_left_out_or_too_little_is_told(tmp_path, capsys):
     listed(f"folder:{tmp_path}/in", tmp_path)
     told = capsys.readouterr().out
     assert f"Left out: {tmp_path}/in/test, which is neither train nor val.\n" in told
-    assert "has 18 images of 4 classes for train, and all of imagenet2012 is 1,281,167 of 1,000." in told
-    assert "has 6 images of 6 classes for validation, and all of imagenet2012 is 50,000 of 1,000." in told
+    assert "has 18 images of 4 classes for train, but the complete imagenet2012 has 1,281,167 of 1,000." in told
+    assert "has 6 images of 6 classes for validation, but the complete imagenet2012 has 50,000 of 1,000." in told
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("cat/1.jpg", "/cat/1.jpg is not in a class folder; .* or, if cat is a class, give the folder above .*/in."),
-        ("all/cat/1.jpg", "/all: the name of a split has only letters, digits and _, and is not `all`"),
+        ("cat/1.jpg", "/cat/1.jpg is not in a class folder; .* If cat is a class, give the folder that .*/in "),
+        ("all/cat/1.jpg", "/all: the name of a split must have only letters, digits and _, and must not be `all`"),
         ("train/cat /1.jpg", "/train/cat ': the name of a class must not start or end with a blank"),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_tar_that_is_cut_off_is_refused(tar, at, tars, tmp_path):
 
 
 def test_tfds_s_data_of_other_classes_or_features_is_refused(digits, tmp_path):
-    with pytest.raises(UsageError, match="has other classes than the 1000 of imagenet2012"):
+    with pytest.raises(UsageError, match="does not have the 1000 classes of imagenet2012"):
         listed(f"tfds:{digits}", tmp_path)
 
 

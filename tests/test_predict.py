@@ -95,7 +95,10 @@ def test_files_that_are_no_images_leave_the_others_as_they_are(folder, file_of_w
     for one, other in zip([one for one in made if not one.error], alone, strict=True):
         np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5)
     errors = [one.error for one in made if one.error]
-    assert errors == ["it begins with b'This is ', as no image does", "it cannot be read: No such file or directory"]
+    assert errors == [
+        "it begins with b'This is ', so it is not an image",
+        "it cannot be read: No such file or directory",
+    ]
     assert all(one.probabilities is None for one in made if one.error)
 
 

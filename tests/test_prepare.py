@@ -194,7 +194,7 @@ def corpus():
     files = {
         "truncated": (good[: len(good) // 2], None),
         "empty": (b"", "it is empty"),
-        "text": (b"<html>404 Not Found</html>", "as no image does"),
+        "text": (b"<html>404 Not Found</html>", "so it is not an image"),
         "huge png": (bytes(huge_png), "claims 65000 x 65000 pixels"),
         "huge jpeg": (bytes(huge_jpeg), "claims 65000 x 65000 pixels"),
         "cmyk": (small.saved(Image.fromarray(image).convert("CMYK"), "JPEG", quality=100), image),
@@ -243,7 +243,7 @@ def test_every_odd_file_becomes_the_right_image_or_is_reported(bad, tmp_path, ca
 
     made = make(bad, tmp_path, dataset="odd", encoding="raw", broken="skip")
     assert (made / "broken.txt").read_text().splitlines() == [f"{n}: {r}" for n, r in sorted(told.items())]
-    assert f"Left out as they do not decode: {2 * len(broken)}, " in capsys.readouterr().out
+    assert f"Left out because they do not decode: {2 * len(broken)}, " in capsys.readouterr().out
     stored = records(tfds.builder_from_directory(made), "val")
     assert sorted(stored) == sorted(f"all/{name}" for name in corpus() if name not in broken)
     for name, (content, _) in stored.items():
@@ -260,9 +260,9 @@ def test_every_odd_file_becomes_the_right_image_or_is_reported(bad, tmp_path, ca
 def test_only_the_first_twenty_are_told(folder, tmp_path):
     val = small.files()[1]
     root = small.write_folder(tmp_path / "in", dict.fromkeys((f"n01440764_{n}.JPEG" for n in range(25)), b"?"), val)
-    with pytest.raises(UsageError, match="Images that do not decode: 25, such as") as error:
+    with pytest.raises(UsageError, match="Images that do not decode: 25, for example") as error:
         make(root, tmp_path)
-    assert str(error.value).count("as no image does") == 20
+    assert str(error.value).count("so it is not an image") == 20
     with pytest.raises(UsageError, match="Split train has no image that decodes"):
         make(root, tmp_path, broken="skip")
 
@@ -365,7 +365,7 @@ def test_what_changed_meanwhile_is_done_again(change, folder, tmp_path, monkeypa
         note.write_bytes(bytes(byte ^ (at == 1000) for at, byte in enumerate(note.read_bytes())))  # in the sums
     capsys.readouterr()
     made = small.contents(make(root, tmp_path))
-    assert "Shards to be made again, as their images changed or do not decode: 1\n" in capsys.readouterr().out
+    assert "Shards to make again, because their images changed or do not decode: 1\n" in capsys.readouterr().out
     assert made == small.contents(make(root, tmp_path / "new"))
 
 
@@ -545,7 +545,7 @@ def test_an_interrupt_is_a_line_and_130(folder, tmp_path, monkeypatch, capsys):
 
 def test_a_worker_that_is_killed_is_told(folder, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(workers_lib, "_make_in_worker", _kill_itself)
-    with pytest.raises(UsageError, match=r"A worker died\. .* they were at: .*train/n\d+_\d+\.JPEG"):
+    with pytest.raises(UsageError, match=r"A worker died\. .* were at these images: .*train/n\d+_\d+\.JPEG"):
         make(folder, tmp_path, workers=2)
     monkeypatch.undo()
     monkeypatch.setattr(prepare, "_JPEGS_A_SHARD", 2.3)
@@ -584,7 +584,7 @@ def test_too_little_space_is_told_before_the_work(folder, tmp_path, monkeypatch)
     usage = prepare.shutil.disk_usage("/")
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     monkeypatch.setattr(shards, "read", lambda *_: pytest.fail("work began"))
-    with pytest.raises(UsageError, match=r"has 0.0 GB free, and this takes about 0.0 GB"):
+    with pytest.raises(UsageError, match=r"has 0.0 GB free, but this takes about 0.0 GB"):
         make(folder, tmp_path)
 
 
@@ -605,7 +605,7 @@ def test_where_nothing_can_be_locked_it_goes_on_and_says_so(folder, whole, tmp_p
 
     monkeypatch.setattr(prepare.fcntl, "flock", fails)
     assert small.contents(make(folder, tmp_path)) == small.contents(whole)
-    assert "cannot be locked (No locks available). Start no second prepare on it." in capsys.readouterr().out
+    assert "cannot be locked (No locks available). Do not start a second `prepare` there." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -622,7 +622,7 @@ def test_what_is_there_is_not_made_again(folder, whole, capsys, monkeypatch):
     monkeypatch.setattr(prepare, "list_originals", lambda *_: pytest.fail("listed"))
     assert make(folder, whole.parents[2]) == whole
     assert f"Already prepared: {whole}; to make it again, remove that folder." in capsys.readouterr().out
-    with pytest.raises(UsageError, match="exists with --encoding=jpeg, but now --encoding=raw was given"):
+    with pytest.raises(UsageError, match="was made with --encoding=jpeg, but now --encoding=raw was given"):
         make(folder, whole.parents[2], encoding="raw")
 
 

@@ -1,7 +1,7 @@
-"""Weights from other frameworks and from runs, and one file of our own for all of them.
+"""Reads weights from other frameworks and from runs, and writes all of them to one kind of file of our own.
 
 weights          Weights, and our .safetensors file
-channels_first   kernels of PyTorch and Caffe -> ours, towers first
+channels_first   kernels of PyTorch and Caffe -> our layout, towers first
 torchvision      torchvision's alexnet: .safetensors, .pth
 caffe            bvlc_alexnet, bvlc_reference_caffenet: .caffemodel, .binaryproto
 workdir          a run of main.py
@@ -21,13 +21,13 @@ __all__ = ["Weights", "convert", "read", "write"]
 
 
 def read(path: str | Path, mean: str | Path | None = None, checkpoint: Literal["last", "best"] = "last") -> Weights:
-    """Reads the weights of a network, and everything else that is needed to use them.
+    """Reads the weights of a network, and everything that is needed to use them.
 
     Args:
       path: our own .safetensors; a state dict of torchvision's alexnet, as .safetensors, .pth or .pt;
         a .caffemodel; or the workdir of a run of main.py.
       mean: Caffe's mean file (.binaryproto), for a .caffemodel; without it, the mean colour of ILSVRC-2012.
-      checkpoint: which checkpoint of a run is read.
+      checkpoint: which checkpoint of a run to read; "best" has the smallest validation error.
 
     Raises:
       UsageError: if the file does not exist, or is of another kind or of another network.
@@ -35,9 +35,9 @@ def read(path: str | Path, mean: str | Path | None = None, checkpoint: Literal["
     path, mean = check_there(path), None if mean is None else Path(mean).expanduser()
     kind = path.suffix.lower()
     if mean is not None and kind != ".caffemodel":
-        raise UsageError(f"mean is {mean}, but only a .caffemodel takes a mean file, not {path}. Leave it out.")
+        raise UsageError(f"mean is {mean}, but only a .caffemodel takes a mean file, not {path}. Leave the mean out.")
     if mean is not None and not mean.is_file():
-        raise UsageError(f"mean is {mean}, which is no file. Give the .binaryproto of the training set's mean.")
+        raise UsageError(f"mean is {mean}, which is not a file. Give the .binaryproto of the training set's mean.")
     if path.is_dir():
         return workdir.read(path, checkpoint)
     match kind:
@@ -51,15 +51,15 @@ def read(path: str | Path, mean: str | Path | None = None, checkpoint: Literal["
         case ".caffemodel":
             return caffe.read(path, mean)
     raise UsageError(
-        f"{path} is a {kind or 'nameless'} file; accepted are .safetensors, PyTorch's .pth and .pt, Caffe's "
-        ".caffemodel and the workdir of a run. Other files may run code when they are loaded, or do not give their "
-        "layout: open it in the program that wrote it, and save the weights by "
+        f"{path} {f'is a {kind} file' if kind else 'has no ending'}; accepted are .safetensors, PyTorch's .pth and "
+        ".pt, Caffe's .caffemodel and the workdir of a run. Other files may run code when they are loaded, or do not "
+        "describe their layout. Open the file in the program that wrote it, and save the weights with "
         "safetensors.torch.save_file(model.state_dict(), FILE)."
     )
 
 
 def check_there(path: str | Path) -> Path:
-    """The path, or UsageError if nothing is there."""
+    """Returns the path. Raises UsageError if it does not exist."""
     path = Path(path).expanduser()
     if not path.exists():
         raise UsageError(f"{path} does not exist. Give the path of a file of weights, or of a run's workdir.")
@@ -67,10 +67,10 @@ def check_there(path: str | Path) -> Path:
 
 
 def write(weights: Weights, path: str | Path) -> None:
-    """Writes weights as our .safetensors file, whole or not at all.
+    """Writes weights as our .safetensors file, completely or not at all.
 
     Raises:
-      UsageError: if path does not end in .safetensors, or its folder is not there.
+      UsageError: if path does not end in .safetensors, or its folder does not exist.
     """
     own_format.write(weights, _checked(path))
 
@@ -88,5 +88,7 @@ def _checked(dest):
     if dest.suffix != ".safetensors":
         raise UsageError(f"{dest} cannot be written: accepted is a name that ends in .safetensors. Give such a name.")
     if not dest.parent.is_dir():
-        raise UsageError(f"{dest} cannot be written: there is no folder {dest.parent}. Make it, or give another.")
+        raise UsageError(
+            f"{dest} cannot be written: the folder {dest.parent} does not exist. Create it, or give another path."
+        )
     return dest

@@ -1,7 +1,7 @@
 """Caffe's bvlc_alexnet and bvlc_reference_caffenet, and networks fine-tuned from them.
 
 Caffe takes images of 256 x 256 pixels with channels in the order BGR, cuts out the central 227 x 227, and subtracts the
-mean image at the same place. (It squeezes images to 256 x 256; here the longer side is cut.)
+mean image at the same place. (Caffe squeezes images to 256 x 256; this program cuts the longer side.)
 """
 
 from pathlib import Path
@@ -14,8 +14,9 @@ from alexnet_jax.convert.weights import Weights, classes_of
 from alexnet_jax.errors import UsageError
 from alexnet_jax.network import networks
 
-# The part of caffe.proto that is read: name, number and type of each field; a * for repeated ones. Packed floats and
-# strings are encoded like bytes. Read as bytes, floats need no Python object each, and damaged text is no error.
+# The part of caffe.proto that is read: name, number and type of each field; * means repeated. Packed floats and strings
+# are encoded like bytes and are read as bytes here, so that floats do not become one Python object each, and damaged
+# text is not an error.
 MESSAGES = {
     "BlobShape": [("dim", 1, "int64*")],
     "BlobProto": [
@@ -31,7 +32,10 @@ MEAN = (122.67891434, 116.66876762, 104.00698793)  # RGB, of ILSVRC-2012's mean 
 
 
 def read(path: Path, mean: Path | None) -> Weights:
-    """The weights of a .caffemodel, in Caffe's old or new form, with the widths that it has; and its mean file."""
+    """Returns the weights of a .caffemodel, in Caffe's old or new form, with the mean of a mean file.
+
+    The widths of the network are those of the file.
+    """
     net = _parse("NetParameter", path, "a .caffemodel")
     layers = [(layer.name.decode(errors="replace"), layer.blobs) for layer in (*net.layers, *net.layer)]
     names = [name for name, _ in layers]
@@ -67,14 +71,14 @@ def read(path: Path, mean: Path | None) -> Weights:
 
 
 def _network(title, names, path):
-    """Which of the two networks it is: in AlexNet, normalization comes before pooling."""
+    """Returns the title and the architecture. In AlexNet normalization comes before pooling, in CaffeNet after it."""
     if {"norm1", "pool1"} <= set(names):
         title = "AlexNet" if names.index("norm1") < names.index("pool1") else "CaffeNet"
     known = {"AlexNet": networks.CAFFE_ALEXNET, "CaffeNet": networks.CAFFENET}
     if title not in known:
         raise UsageError(
             f"{path} does not say which network it is: it has no layers norm1 and pool1, whose order would show it, "
-            f"and its name is {title!r}; accepted are {' and '.join(known)}. Save it from Caffe with its layers."
+            f"and its name is {title!r}; accepted are {' and '.join(known)}. Save it from Caffe with all its layers."
         )
     return title, known[title]
 
@@ -85,14 +89,14 @@ def _mean_image(path, architecture):
     size = architecture[0].size
     if mean.ndim != 3 or len(mean) != 3 or mean.shape[1] != mean.shape[2] or mean.shape[1] < size:
         raise UsageError(
-            f"{path} is {list(mean.shape)}; accepted is [3, S, S] with S of at least {size}. Give the mean file of the "
-            "training set, such as imagenet_mean.binaryproto."
+            f"{path} has the shape {list(mean.shape)}; accepted is [3, S, S] with S of at least {size}. Give "
+            "the mean file of the training set, such as imagenet_mean.binaryproto."
         )
     return np.ascontiguousarray(mean[::-1].transpose(1, 2, 0))  # BGR (3, S, S) -> RGB (S, S, 3)
 
 
 def _array(blob, rank, where):
-    """A blob as float32, without the leading axes of size 1 with which Caffe's old form makes four axes."""
+    """Returns a blob as float32, without the leading axes of size 1 that Caffe's old form adds to have four axes."""
     shape = list(blob.shape.dim) if blob.HasField("shape") else [blob.num, blob.channels, blob.height, blob.width]
     while len(shape) > rank and shape[0] == 1:
         shape = shape[1:]
@@ -113,7 +117,7 @@ def _parse(kind, path, what):
 
 
 def _classes():
-    """The message classes, in a pool of their own."""
+    """The message classes, in a separate descriptor pool."""
     file = descriptor_pb2.FileDescriptorProto(name="caffe_subset.proto", package="caffe", syntax="proto2")
     types = descriptor_pb2.FieldDescriptorProto
     for name, fields in MESSAGES.items():

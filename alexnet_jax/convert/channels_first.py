@@ -1,7 +1,7 @@
-"""Kernels as PyTorch and Caffe keep them -> ours, towers first.
+"""Converts kernels from the layout of PyTorch and Caffe to ours, towers first.
 
-Their kernels are (O, I, h, w), and dense ones (O, I): O outputs of all towers, I inputs that one kernel sees. Before a
-dense layer they flatten maps as (C, H, W). Here each tower is flattened by itself, as (H, W, C/T).
+Their kernels are (O, I, h, w), and those of dense layers (O, I): O outputs of all towers, I inputs of one kernel.
+Before a dense layer they flatten maps as (C, H, W). We flatten the maps of each of T towers separately, as (H, W, C/T).
 """
 
 import math
@@ -20,16 +20,16 @@ Names = dict[str, tuple[str, str]]
 def to_towers(
     architecture: Architecture, arrays: dict[str, np.ndarray], names: Names, path: Path
 ) -> tuple[Architecture, dict]:
-    """Parameters of an architecture from another framework's arrays.
+    """Makes the parameters of an architecture from the arrays of another framework.
 
     Args:
       architecture: tuple of layers; its maps and units are replaced by those of the arrays.
-      arrays: kernels and biases, float32, by the names that the other framework gives them.
-      names: of the kernel and the bias, for each layer with weights.
-      path: for errors.
+      arrays: kernels and biases, float32, by their names in the other framework.
+      names: the names of the kernel and of the bias, for each layer with weights.
+      path: the file, for error messages.
 
     Returns:
-      The architecture of that width, and its tree of parameters.
+      The architecture with the widths of the arrays, and its tree of parameters.
 
     Raises:
       UsageError: if an array is missing, not expected, or of another shape; the message names it.
@@ -39,12 +39,12 @@ def to_towers(
     for name, (kernel, bias) in names.items():
         ranks |= {kernel: 4 if isinstance(layers[name], Conv) else 2, bias: 1}
     for name in sorted(ranks.keys() ^ arrays.keys()):
-        has = f"lacks {name}" if name in ranks else f"has the array {name}"
+        has = f"lacks {name}" if name in ranks else f"has the array {name}, which is not expected"
         raise UsageError(f"{path} {has}; accepted are {', '.join(ranks)}, and no others. Is it another network?")
     for name, rank in ranks.items():
         if arrays[name].ndim != rank or not arrays[name].size:
             raise UsageError(
-                f"{path}: {name} is {list(arrays[name].shape)}; accepted are {rank} axes of at least 1. "
+                f"{path}: {name} has the shape {list(arrays[name].shape)}; accepted are {rank} axes of size 1 or more. "
                 "Is it another network?"
             )
     for name, (kernel, _) in names.items():
@@ -77,8 +77,8 @@ def _convert(architecture, arrays, names, path):
         ):
             if array.shape != shape:
                 raise UsageError(
-                    f"{path}: {array_name} is {list(array.shape)}; accepted is {list(shape)}, which fits the "
-                    "layers before it. Is it another network?"
+                    f"{path}: {array_name} has the shape {list(array.shape)}; accepted is {list(shape)}, which fits "
+                    "the layers before it. Is it another network?"
                 )
         if flattened and isinstance(layer, Dense):
             kernel, flattened = _channels_last(kernel, towers, maps), False
@@ -93,14 +93,14 @@ def _kernel(kernel, towers):
 
 
 def _split(array, towers):
-    """(O, ...) -> (T, O/T, ...); zeros fill up an odd number of classes; model.py cuts them off."""
+    """(O, ...) -> (T, O/T, ...); an odd number of classes is filled up with zeros, which model.py cuts off."""
     surplus = -len(array) % towers
     array = np.concatenate([array, np.zeros((surplus, *array.shape[1:]), array.dtype)])
     return array.reshape(towers, -1, *array.shape[1:])
 
 
 def _channels_last(kernel, towers, maps):
-    """The inputs of a dense layer behind Flatten: C H W -> T H W C/T."""
+    """Reorders the inputs of the dense layer after Flatten: C H W -> T H W C/T."""
     side = math.isqrt(kernel.shape[1] // maps)
     kernel = kernel.reshape(-1, towers, maps // towers, side, side)  # (O, T, C/T, H, W)
     return kernel.transpose(0, 1, 3, 4, 2).reshape(len(kernel), -1)  # (O, T H W C/T)

@@ -1,7 +1,7 @@
 """torchvision's alexnet, and networks fine-tuned from it: its state dict as .safetensors, .pth or .pt.
 
-Its own preprocessing: the shorter side to 256, the central 224 x 224, pixels / 255, less MEAN, divided by a
-deviation (Input.scale of TORCHVISION).
+Its own preprocessing: rescale the shorter side to 256, cut out the central 224 x 224, divide pixels by 255, subtract
+MEAN, and divide by a standard deviation (Input.scale of TORCHVISION).
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ _SAVE = "safetensors.torch.save_file(model.state_dict(), 'alexnet.safetensors')"
 
 
 def read(arrays: dict[str, np.ndarray], path: Path) -> Weights:
-    """Weights from the float32 arrays of a state dict; as wide and with as many classes as they are."""
+    """Returns weights from the float32 arrays of a state dict, which give the widths and the number of classes."""
     architecture, params = to_towers(networks.TORCHVISION, arrays, NAMES, path)
     return Weights(
         architecture=architecture,
@@ -38,27 +38,27 @@ def read(arrays: dict[str, np.ndarray], path: Path) -> Weights:
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .pth or .pt file, float32, read by PyTorch in its safe mode, which runs no code of the file."""
+    """Returns the arrays of a .pth or .pt file, float32. PyTorch reads it in its safe mode, which runs no code."""
     try:
         import torch
     except ImportError as error:
         raise UsageError(
-            f"{path} needs PyTorch to be read, which is not installed. Install it (pip install torch), or save the "
-            f"weights on a machine that has it, by {_SAVE}, and convert that file."
+            f"{path} can only be read with PyTorch, which is not installed. Install it (pip install torch), or save "
+            f"the weights on a machine that has it, with {_SAVE}, and convert that file."
         ) from error
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # PyTorch documents no errors for files of another kind
         raise UsageError(
-            f"{path} is not read: PyTorch's safe mode refuses it ({type(error).__name__}). Either it holds more than "
-            "tensors, for example a whole model, and loading it would run code from the file; or PyTorch did not "
-            f"write it. Save the weights alone, by {_SAVE} or torch.save(model.state_dict(), 'alexnet.pth')."
+            f"{path} cannot be read: PyTorch's safe mode refuses it ({type(error).__name__}). Either it holds more "
+            "than tensors, for example a whole model, and loading it would run code from the file; or PyTorch did not "
+            f"write it. Save only the weights, with {_SAVE} or torch.save(model.state_dict(), 'alexnet.pth')."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise UsageError(
-            f"{path} is not a state dict: a state dict has a tensor for each name. Save model.state_dict() alone."
+            f"{path} is not a state dict: a state dict has a tensor for each name. Save only model.state_dict()."
         )
     for name, tensor in state.items():
         if not tensor.is_floating_point():
-            raise UsageError(f"{path}: {name} is {tensor.dtype}; accepted are floating-point types. Save it as one.")
+            raise UsageError(f"{path}: {name} is {tensor.dtype}; accepted are floating-point types. Convert it.")
     return {name: tensor.detach().float().numpy() for name, tensor in state.items()}

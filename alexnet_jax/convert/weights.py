@@ -1,4 +1,4 @@
-"""Weights on their own, without a run; and the file that holds them: safetensors, which runs no code."""
+"""Weights without their run, and the file that holds them: safetensors, which cannot run code."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from alexnet_jax.network.model import AlexNet
 from alexnet_jax.training import augment
 from alexnet_jax.training.augment import ColorPCA
 
-FORMAT, VERSION = "alexnet_jax", "1"  # key and value in the metadata of a file of our own
+FORMAT, VERSION = "alexnet_jax", "1"  # key and value in the metadata of our own files
 ILSVRC_2012 = (
     "the 1000 classes of ILSVRC-2012 by sorted WordNet id (n01440764 tench first), as TFDS imagenet2012 has them"
 )
@@ -37,14 +37,14 @@ class Weights:
     Attributes:
       architecture: tuple of layers.
       params: {layer: {"kernel": float32 array, "bias": ...}}, towers first, as AlexNet has it.
-      mean_image: (S, S, 3) float32, pixels in 0..255; images have its size.
+      mean_image: (S, S, 3) float32, pixels in 0..255; images must have the same size.
       pca: ColorPCA of the training set, or None if the source has none.
       mean_at: as in augment.means.
-      views: the largest number of views for a test, as in errors.predict; 5 if a mirrored image is not of the same
+      views: the largest number of views for a test, as in errors.predict; 5 if a mirrored image may have another
         class.
-      classes: a sentence on the order of the classes.
-      source: what it was converted from.
-      class_names: of the K classes in their order, or None where the source does not name them.
+      classes: a sentence about the order of the classes.
+      source: what the weights were converted from.
+      class_names: the names of the K classes in their order, or None if the source does not have them.
     """
 
     architecture: Architecture
@@ -81,7 +81,7 @@ class Weights:
 
     @property
     def digest(self) -> str:
-        """A short text that is the same for the same network, weights and mean."""
+        """A short text (a hash), which is equal for equal networks, weights and means."""
         digest = hashlib.sha256(f"{to_json(self.architecture)} {self.mean_at} {self.views}".encode())
         for name, array in sorted({**_flat(self.params), "mean_image": self.mean_image}.items()):
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
@@ -89,7 +89,7 @@ class Weights:
 
     @property
     def preprocessing(self) -> str:
-        """A sentence: the images that predict takes, and what it does with them."""
+        """A sentence that says which images predict takes, and what it does with them."""
         side, first, colour = len(self.mean_image), self.architecture[0], self.mean_image[0, 0]
         if (self.mean_image == colour).all():
             mean = "the colour " + ", ".join(f"{name} {value:g}" for name, value in zip("RGB", colour, strict=True))
@@ -98,37 +98,37 @@ class Weights:
         scale = "" if first.scale == 1 else ", times " + ", ".join(f"{s:.6g}" for s in np.ravel(first.scale))
         return (
             f"RGB pixels in 0..255, the shorter side rescaled to {side} and the central {side} x {side} cut out; "
-            f"the network sees {first.size} x {first.size} of it, less {mean}{scale}"
+            f"the network sees {first.size} x {first.size} of it, minus {mean}{scale}"
         )
 
 
 def classes_of(architecture: Architecture) -> str:
-    """The order of the classes if a file does not give it: 1000 classes are assumed to be those of ILSVRC-2012."""
+    """A sentence about the order of the classes, for files without one; 1000 classes count as those of ILSVRC-2012."""
     count = architecture[-1].units
     return ILSVRC_2012 if count == 1000 else f"{count} classes, in the order of the training that made the weights"
 
 
 def expected(architecture: Architecture) -> dict:
-    """The tree of an architecture's parameters, as jax.ShapeDtypeStruct."""
+    """The tree of an architecture's parameters, with a jax.ShapeDtypeStruct for each array."""
     first = architecture[0]
     images = jax.ShapeDtypeStruct((1, first.size, first.size, first.channels), np.float32)
     return jax.eval_shape(AlexNet(architecture).init, jax.random.key(0), images)["params"]
 
 
 def check(params: dict, like: dict, path: Path) -> None:
-    """Raises UsageError unless parameters have the expected names and shapes; the message names the first."""
+    """Raises UsageError unless parameters have the expected names and shapes; the message names the first wrong one."""
     stored, wanted = _flat(params), _flat(like)
     for name in sorted(stored.keys() | wanted.keys()):
         has, wants = (list(tree[name].shape) if name in tree else "nothing" for tree in (stored, wanted))
         if has != wants:
             raise UsageError(
-                f"{path} has {has} for {name}, and its architecture takes {wants}: it was changed, or written by "
-                "another version. Convert the source again."
+                f"{path} has {has} for {name}, but its architecture needs {wants}: the file was changed, or written "
+                "by another version. Convert the source again."
             )
 
 
 def write(weights: Weights, path: Path) -> None:
-    """Writes our .safetensors file, whole or not at all."""
+    """Writes our .safetensors file, completely or not at all."""
     arrays = {**_flat(weights.params), "mean_image": weights.mean_image}
     if weights.pca is not None:
         arrays |= {"eigenvectors": weights.pca.eigenvectors, "eigenvalues": weights.pca.eigenvalues}
@@ -136,13 +136,13 @@ def write(weights: Weights, path: Path) -> None:
     metadata |= {name: str(getattr(weights, name)) for name in ("mean_at", "views", "classes", "source")}
     if weights.class_names is not None:
         metadata["class_names"] = json.dumps(weights.class_names)
-    # In C order: safetensors writes the bytes in the order of the memory.
+    # In C order, because safetensors writes the bytes in the order in which they are in memory.
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     write_whole(path, safetensors.numpy.save(arrays, metadata))
 
 
 def load(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """The metadata and the arrays, as float32, of any .safetensors file; UsageError if it is none."""
+    """Returns the metadata and the arrays, as float32, of any .safetensors file; UsageError if it is not one."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
             names = list(file.keys())
@@ -157,7 +157,7 @@ def load(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 
 
 def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) -> Weights:
-    """The weights from the values that `load` returns for a file of ours; UsageError if they do not fit together."""
+    """Makes Weights from what `load` returns for our own file; UsageError if the parts do not fit together."""
     wanted = {FORMAT, "architecture", "mean_at", "views", "classes", "source"}
     if missing := wanted - metadata.keys():
         raise UsageError(f"{path} lacks {', '.join(sorted(missing))} in its metadata. Convert the source again.")
@@ -179,15 +179,15 @@ def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) 
         like = expected(architecture)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
-            f"{path} has an architecture that is not understood ({error}): it was changed, or written by a newer "
-            "version. Update this program, or convert the source again."
+            f"{path} has an architecture that is not understood ({error}): the file was changed, or written by a "
+            "newer version. Update this program, or convert the source again."
         ) from error
     mean_image = arrays.pop("mean_image", np.zeros(()))
     size = architecture[0].size
     if mean_image.shape != (*mean_image.shape[:1] * 2, 3) or len(mean_image) < size:
         raise UsageError(
-            f"{path}: mean_image is {list(mean_image.shape)}; accepted is [S, S, 3] with S of at least {size}. "
-            "Convert the source again."
+            f"{path}: mean_image has the shape {list(mean_image.shape)}; accepted is [S, S, 3] with S of at least "
+            f"{size}. Convert the source again."
         )
     pca = tuple(arrays.pop(name) for name in ("eigenvectors", "eigenvalues") if name in arrays)
     if [array.shape for array in pca] not in ([], [(3, 3), (3,)]):
@@ -224,7 +224,7 @@ def to_json(architecture: Architecture) -> str:
 
 
 def from_json(text: str) -> Architecture:
-    """The architecture that to_json wrote; TypeError or ValueError for a kind or a field that is not known."""
+    """Returns the architecture that to_json wrote; TypeError or ValueError if a kind or a field is not known."""
     return tuple(_layer(kind, dict(fields)) for kind, fields in json.loads(text))
 
 

@@ -1,4 +1,4 @@
-"""The weights of a run of main.py: of a checkpoint, with the statistics of its training set."""
+"""Reads the weights of a run of main.py from a checkpoint, and the statistics of its training set."""
 
 import json
 from pathlib import Path
@@ -17,23 +17,23 @@ from alexnet_jax.training.statistics import Statistics
 
 
 def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
-    """Weights of a workdir's last checkpoint, or of the one with the smallest validation error."""
+    """Returns the weights of the last checkpoint of a workdir, or of the one with the smallest validation error."""
     for name in ("config.json", "statistics.npz"):
         if not (workdir / name).exists():
             raise UsageError(f"{workdir} holds no run: it has no {name}. Give the workdir of a run of main.py.")
     config = config_lib.load(workdir / "config.json")
     step, params, notes = _read_checkpoint(workdir, checkpoint)
-    # Not from the arrays: the last layer of an odd number of classes is rounded up to the towers.
+    # Not from the shapes of the arrays: there an odd number of classes is rounded up to a multiple of the towers.
     classes = notes.get("num_classes") or config.num_classes
     if not classes or not networks.exists(config.architecture):
         raise UsageError(
-            f"{workdir} holds a run of another version of this program, and it does not give its "
+            f"{workdir} holds a run of another version of this program, without its "
             f"{'architecture' if classes else 'number of classes'}. Convert it with the version that trained it."
         )
     architecture = with_classes(networks.named(config.architecture), classes)
     check(params, expected(architecture), workdir)
     statistics = jax.tree.map(np.float32, Statistics.load(workdir / "statistics.npz"))
-    # Of folder:PATH only the last folder's name is kept: others may get the file, and the path is private.
+    # Of folder:PATH only the name of the last folder is kept: the path is private, and others may receive the file.
     dataset = config.dataset.rstrip("/").rpartition("/")[2]
     return Weights(
         architecture=architecture,
@@ -55,15 +55,15 @@ def _read_checkpoint(workdir, which):
             return step, *checkpoints.params(step)
     except UsageError:
         raise
-    except Exception as error:  # Orbax has no error of its own for files that are cut off
+    except Exception as error:  # Orbax has no special error for incomplete files
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UsageError(
-            f"the {which} checkpoint of {workdir} cannot be read ({reason}): it is damaged, or was not copied to its "
-            "end. Copy it again, or take another by --checkpoint."
+            f"the {which} checkpoint of {workdir} cannot be read ({reason}): it is damaged, or was not copied "
+            "completely. Copy it again, or choose another with --checkpoint."
         ) from error
 
 
 def _class_names(path, count):
-    """The class names of the run's data set, if it has names and the network has as many classes."""
+    """The class names of the run's data set; None if it has no names, or another number of classes than the network."""
     names = json.loads(path.read_text()) if path.exists() else None
     return tuple(names) if names and len(names) == count else None

@@ -1,17 +1,17 @@
-"""The data path (paper, section 2): the only place that imports TensorFlow.
+"""The data path (paper, section 2). Apart from export.py, only this package imports TensorFlow.
 
-originals    tars, folders and TFDS's records, as images that can be listed and read
+originals    lists and reads the images of tars, folders and TFDS's records
 shards       one file of a prepared dataset
-workers      many processes that make them
+workers      many processes that make shards
 prepare      originals -> square images in array_record files, once
-imagenet     what is special about ILSVRC-2012
-labels       the labels that ILSVRC-2012 itself gives its images
+imagenet     what only ILSVRC-2012 needs
+labels       the labels of the images of ILSVRC-2012
 sources      datasets by name, read by random access
-digits       the digits that need no download
+digits       5,000 MNIST digits that need no download
 images       encoded bytes -> square uint8 images
-any_format   files of any format that Pillow reads -> the same
+any_format   files of any format that Pillow reads -> square uint8 images
 batches      the order of examples, and tf.data
-survey       one pass before training that finds what is broken
+survey       one pass over a split before training: statistics and broken examples
 """
 
 

@@ -1,4 +1,4 @@
-"""Images of any format that Pillow reads, with the same pixels that training would give the network."""
+"""Reads images of any format that Pillow reads. The pixels are the same as in training."""
 
 import io
 
@@ -9,10 +9,10 @@ from PIL.ExifTags import Base as Tag
 from alexnet_jax.data.images import MAX_PIXELS, ImageError, decode_square
 
 Image.init()
-# EPS is a program that Ghostscript would run. The other formats here are known to Pillow by name only.
+# An EPS file is a program: Pillow would run it with Ghostscript. Pillow has no decoder for the other formats here.
 FORMATS = [name for name in Image.OPEN if name not in {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}]
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
-"""How the names of image files end, in lower case."""
+"""The endings of the names of image files, in lower case."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,9 +28,9 @@ _UPRIGHT = {
 def read_square(encoded: bytes, size: int) -> np.ndarray:
     """Decodes an image of any format, rescales its shorter side to `size` and cuts out the central square.
 
-    If images.decode_square can read the file, the pixels are the same as in training. Otherwise Pillow reads it: the
-    first image of several, transparency over white, the upper 8 bits of 16. Unlike in training, the EXIF orientation is
-    followed.
+    If images.decode_square can read the file, the pixels are the same as in training. Otherwise Pillow reads it. If a
+    file has several images, the first is used; transparent images are put on white; of 16-bit images the upper 8 bits
+    are used. Unlike in training, the image is turned as its EXIF orientation says.
 
     Args:
       encoded: the bytes of a file.
@@ -40,7 +40,7 @@ def read_square(encoded: bytes, size: int) -> np.ndarray:
       (size, size, 3) uint8.
 
     Raises:
-      ImageError: if it is no image, is damaged, or has more pixels than images.MAX_PIXELS or Pillow's limit.
+      ImageError: if the file is not an image, is damaged, or has more pixels than images.MAX_PIXELS or Pillow's limit.
 
     Source: paper, section 2.
     """
@@ -53,7 +53,7 @@ def read_square(encoded: bytes, size: int) -> np.ndarray:
 
 
 def _orientation(encoded):
-    if b"Exif\0" not in encoded and b"eXIf" not in encoded:  # most images need not be opened a second time
+    if b"Exif\0" not in encoded and b"eXIf" not in encoded:  # no EXIF data; so most images are not opened again
         return 1
     try:
         with _open(encoded) as image:
@@ -73,7 +73,7 @@ def _as_bmp(encoded, refused):
         raise refused from None
     except ImageError:
         raise
-    except Exception as error:  # of many types: each format has its own parser
+    except Exception as error:  # it can have many types, because each format has its own parser
         raise ImageError(str(error) or type(error).__name__) from error
     file = io.BytesIO()
     rgb.save(file, "BMP")
@@ -88,10 +88,10 @@ def _rgb(image):
     if image.mode.startswith("I"):
         numbers = np.asarray(image)
         if numbers.min() < 0 or numbers.max() >= 2**16 or (image.mode == "I" and numbers.max() < 2**8):
-            raise ImageError(f"its numbers, from {numbers.min()} to {numbers.max()}, are not those of 16 bits")
+            raise ImageError(f"its pixel values, {numbers.min()} to {numbers.max()}, are not those of a 16-bit image")
         return Image.fromarray((numbers // 256).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ImageError("its pixels are floating-point numbers, which do not say what is white")
+        raise ImageError("its pixels are floating-point numbers, and the value of white is not known")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

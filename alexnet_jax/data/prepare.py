@@ -1,11 +1,11 @@
-"""Originals to square images in array_record files, once and whole, by all cores, with their statistics.
+"""Makes square images of originals, once, on all cores, in array_record files; and computes their statistics.
 
-DATA_DIR/NAME_square/SIZE/VERSION.incomplete/ holds the work until it is done:
+DATA_DIR/NAME_square/SIZE/VERSION.incomplete/ holds these until all is finished, so that the dataset is always complete:
 
-records/    what becomes DATA_DIR/NAME_square/SIZE/VERSION in one rename
+records/    the records; renamed to DATA_DIR/NAME_square/SIZE/VERSION at the end
 notes/      for each finished shard: a digest of its inputs, and the sums of its images
 list.json   the list of the originals, for tars and records
-command.txt the command that continues
+command.txt the command that continues the preparation
 """
 
 import contextlib
@@ -36,10 +36,10 @@ from alexnet_jax.files import sync, write_whole
 from alexnet_jax.training.statistics import Statistics, Sums
 
 ENCODINGS = ("jpeg", "raw")
-# ImageNet's 1,281,167 make 256 shards: far fewer files than a process may hold open.
+# ImageNet's 1,281,167 images make 256 shards. A process may open far more files than that.
 _JPEGS_A_SHARD = 5000
 _RAW_BYTES_A_SHARD = 200e6
-_JPEG_TO_RAW = 0.16  # 100 photographs of ImageNet at 256 pixels: 28.6 kB each, a seventh of 197 kB
+_JPEG_TO_RAW = 0.16  # 100 ImageNet photographs of 256 pixels: 28.6 kB each, which is a seventh of 197 kB
 _BYTES_A_WORKER = 0.7e9
 _STATISTICS = "statistics.npz"
 
@@ -54,7 +54,7 @@ def prepare(
     broken: str = "fatal",
     workers: int | None = None,
 ) -> Path:
-    """Makes a dataset of square images, if it is not there already; continues where an earlier call was stopped.
+    """Makes a dataset of square images, if it does not exist yet. Continues where an earlier call was stopped.
 
     The bytes of its files depend only on the images, their names and labels, image_size and encoding. Workers
     import the script that calls this. So that script needs `if __name__ == "__main__":`, unless workers is 1.
@@ -62,18 +62,18 @@ def prepare(
     Args:
       source: "tfds:NAME", "tars:FOLDER" or "folder:FOLDER"; see originals.list_originals.
       data_dir: where TFDS keeps its datasets; "" for its default, ~/tensorflow_datasets.
-      image_size: side of the images in pixels; the paper's 256.
-      dataset: the name that config.dataset will give: "imagenet2012", or for other images any other.
-      encoding: "jpeg" of quality 95, or "raw": the pixels, larger and quicker to read.
+      image_size: side of the images in pixels; the paper uses 256.
+      dataset: the name for config.dataset: "imagenet2012", or any other name for other images.
+      encoding: "jpeg" (quality 95), or "raw" (the pixels: larger, but faster to read).
       broken: what to do with images that do not decode: "fatal" or "skip".
       workers: number of processes; 1 is only this process; None is one for each core, if the memory is enough.
 
     Returns:
-      The folder of the records. It has its name only when it is whole.
+      The folder of the records. It gets this name only when it is complete.
 
     Raises:
-      UsageError: for originals that are missing or broken, a disk that is full, another process that prepares the same
-        data, or a stopped call there with another source or encoding.
+      UsageError: if originals are missing or broken, if the disk is full, if another process prepares the same data, or
+        if an unfinished call there had another source or encoding.
 
     Source: paper, section 2.
     """
@@ -106,45 +106,45 @@ def prepare(
 
 def _default_workers():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    meminfo = Path("/proc/meminfo")  # it counts memory that only caches files as available; os.sysconf does not
+    meminfo = Path("/proc/meminfo")  # unlike os.sysconf, it counts file caches as available memory
     found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text() if meminfo.is_file() else "")
     return max(1, min(cores, int(int(found[1]) * 1024 / _BYTES_A_WORKER))) if found else cores
 
 
 def folder_of(dataset: str, data_dir: str, image_size: int) -> Path:
-    """Where a dataset is, or will be when it is whole."""
+    """The folder of a prepared dataset, which need not exist yet."""
     version = imagenet.VERSION if dataset == imagenet.NAME else "1.0.0"
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().absolute()
     return root / f"{dataset}_square" / str(image_size) / version
 
 
 def open_prepared(dataset: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuilder | None:
-    """The builder of a prepared dataset, or None. Raises UsageError if its preparation is not finished."""
+    """Returns the builder of a prepared dataset, or None. Raises UsageError if its preparation is not finished."""
     folder = folder_of(dataset, data_dir, image_size)
     if (folder / "dataset_info.json").is_file():
         return tfds.builder_from_directory(folder)
     command = folder.with_name(folder.name + ".incomplete") / "command.txt"
     if command.is_file():
         raise UsageError(
-            f"{folder} is not finished: its preparation was stopped, or is running. To continue:\n"
+            f"{folder} is not finished: its preparation was stopped, or is still running. To continue:\n"
             f"  {command.read_text()}"
         )
     return None
 
 
 def read_statistics(builder: tfds.core.DatasetBuilder) -> Statistics | None:
-    """The statistics of the split train, where `prepare` stored them beside the records."""
+    """The statistics of the split train that `prepare` stored with the records; None if it stored none."""
     path = Path(builder.data_dir) / _STATISTICS
     return Statistics.load(path) if path.is_file() else None
 
 
 def how_to_prepare_imagenet(data_dir: str, image_size: int) -> str:
-    """What to download, and the command to prepare it, in words."""
+    """A text that says what to download, and with which command to prepare it."""
     command = _command("tars:FOLDER", data_dir, image_size, imagenet.NAME, "jpeg", "fatal")
     return (
-        f"Get {imagenet.TARS[0]} (138 GB) and {imagenet.TARS[1]} (6.3 GB) from {imagenet.WHERE}, put both into one "
-        f"FOLDER, and run once\n  {command}\nUnpacked tars (--source=folder:FOLDER) and what TFDS made of them "
-        "(--source=tfds:imagenet2012) give the same."
+        f"Download {imagenet.TARS[0]} (138 GB) and {imagenet.TARS[1]} (6.3 GB) from {imagenet.WHERE}, put both into "
+        f"one FOLDER, and run this command once:\n  {command}\nThe unpacked tars (--source=folder:FOLDER) and the "
+        "dataset that TFDS made of them (--source=tfds:imagenet2012) give the same."
     )
 
 
@@ -159,7 +159,8 @@ def _command(source, data_dir, image_size, dataset, encoding, broken):
 def _check_options(dataset, encoding, broken, image_size):
     if not re.fullmatch("[a-z][a-z0-9_]*", dataset):
         raise UsageError(
-            f"--dataset={dataset} is not a name; accepted are a-z, 0-9 and _, with a letter first. Set another name."
+            f"--dataset={dataset} is not a name; accepted are a-z, 0-9 and _, and the first must be a letter. "
+            "Set another name."
         )
     for option, value, accepted in (("encoding", encoding, ENCODINGS), ("broken", broken, ("fatal", "skip"))):
         if value not in accepted:
@@ -167,7 +168,7 @@ def _check_options(dataset, encoding, broken, image_size):
                 f"--{option}={value} is not known; accepted are {' and '.join(accepted)}. Set one of them."
             )
     if image_size < 1:
-        raise UsageError(f"--image_size={image_size}; accepted is an integer of at least 1. Set that.")
+        raise UsageError(f"--image_size={image_size}; accepted is an integer of at least 1. Set such a number.")
 
 
 def _is_there(final, encoding):
@@ -179,8 +180,8 @@ def _is_there(final, encoding):
     stored = "jpeg" if isinstance(image, tfds.features.Image) else "raw"
     if stored != encoding:
         raise UsageError(
-            f"{final} exists with --encoding={stored}, but now --encoding={encoding} was given. Remove that folder, or "
-            "give another --data_dir."
+            f"{final} was made with --encoding={stored}, but now --encoding={encoding} was given. Remove that folder, "
+            "or give another --data_dir."
         )
     print(f"Already prepared: {final}; to make it again, remove that folder.")
     return True
@@ -197,12 +198,12 @@ def _alone(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            print(f"WARNING: {folder} cannot be locked ({error.strerror}). Start no second prepare on it.")
+            print(f"WARNING: {folder} cannot be locked ({error.strerror}). Do not start a second `prepare` there.")
         yield
 
 
 def _begin(folder, command):
-    """Writes down the command. Raises UsageError if another command has already made shards there."""
+    """Writes the command to a file. Raises UsageError if another command has already made shards there."""
     path = folder / "command.txt"
     begun = path.read_text() if path.is_file() else command
     one, other = (text.replace(" --broken=skip", "") for text in (begun, command))
@@ -230,8 +231,8 @@ def _prepare(work: Work, originals: Originals, workers: int, final: Path) -> Non
         _write_lines(path, found)
         first = "\n  ".join(sorted(found)[:20])
         raise UsageError(
-            f"Images that do not decode: {len(found):,}{', such as' if len(found) > 20 else ''}\n  {first}\n"
-            f"All are listed in {path}; accepted are {ACCEPTED}. Repair or remove them, or leave them out by "
+            f"Images that do not decode: {len(found):,}{', for example' if len(found) > 20 else ''}\n  {first}\n"
+            f"All are listed in {path}; accepted are {ACCEPTED}. Repair or remove them, or leave them out with "
             f"--broken=skip. {SAME_COMMAND}"
         )
     _finish(work, originals, shards, final)
@@ -242,7 +243,7 @@ def _write_lines(path, lines):
 
 
 def plan(work: Work, originals: Originals) -> list[Shard]:
-    """Distributes the images over shards by hashes of their names: one image more or less changes only one shard."""
+    """Distributes the images over shards by hashes of their names, so that one image more or less changes only one."""
     shards = []
     for split, examples in originals.splits.items():
         count = number_of_shards(len(examples), work)
@@ -260,18 +261,21 @@ def plan(work: Work, originals: Originals) -> list[Shard]:
 
 
 def number_of_shards(images: int, work: Work) -> int:
-    """The power of two nearest to 5,000 JPEGs or 200 MB of pixels in a shard; a few more images seldom change it."""
+    """Returns a power of two: the one that is nearest to 5,000 JPEGs or 200 MB of pixels per shard.
+
+    A few more images seldom change it.
+    """
     raw = work.encoding == "raw"
     shards = images * work.image_size**2 * 3 / _RAW_BYTES_A_SHARD if raw else images / _JPEGS_A_SHARD
     return 2 ** max(0, round(np.log2(max(shards, 1))))
 
 
 def _clean(work, done):
-    """Removes the files of a stopped command that are not of use."""
+    """Removes the files of a stopped command that cannot be used."""
     stays = {path for shard in done for path in (shard.path(work), shard.note(work))}
     goes = {*work.records.iterdir(), *(work.folder / "notes").iterdir()} - stays
     if stale := sum(path.suffix == ".npz" for path in goes):
-        print(f"Shards to be made again, as their images changed or do not decode: {stale:,}")
+        print(f"Shards to make again, because their images changed or do not decode: {stale:,}")
     for path in goes:
         path.unlink()
 
@@ -283,8 +287,8 @@ def _check_space(work, todo):
     free = shutil.disk_usage(work.folder).free
     if needed > free:
         raise UsageError(
-            f"{work.folder} has {free / 1e9:.1f} GB free, and this takes about {needed / 1e9:.1f} GB. Make room, or "
-            "give another --data_dir."
+            f"{work.folder} has {free / 1e9:.1f} GB free, but this takes about {needed / 1e9:.1f} GB. Free some space, "
+            "or give another --data_dir."
         )
 
 
@@ -302,7 +306,7 @@ def _finish(work, originals, shards, final):
             label_counts[: len(note["labels"])] += note["labels"]
     for split, of_split in splits.items():
         if not any(count for count, _ in of_split):
-            raise UsageError(f"Split {split} has no image that decodes; accepted are {ACCEPTED}. Repair some.")
+            raise UsageError(f"Split {split} has no image that decodes; accepted are {ACCEPTED}. Repair its images.")
     features = tfds.features.FeaturesDict(
         {
             "image": _image_feature(work),
@@ -331,7 +335,7 @@ def _finish(work, originals, shards, final):
         dataclasses.replace(sums.statistics(), label_counts=label_counts).save(work.records / _STATISTICS)
     if broken:
         _write_lines(work.records / "broken.txt", broken)
-        print(f"Left out as they do not decode: {len(broken):,}, listed in {final / 'broken.txt'}")
+        print(f"Left out because they do not decode: {len(broken):,}, listed in {final / 'broken.txt'}")
     for path in (*work.records.iterdir(), work.records):
         sync(path)
     work.records.rename(final)
@@ -346,10 +350,10 @@ def _image_feature(work):
 
 
 def _checked_note(work, shard):
-    """The note of a shard, which is opened as well."""
+    """Returns the note of a shard. Raises UsageError unless the shard has as many records as the note says."""
     path = shard.path(work)
     if (note := read_note(work, shard)) is None:
-        raise UsageError(f"{path} or {shard.note(work)} changed meanwhile. Check the disk. {SAME_COMMAND}")
+        raise UsageError(f"{path} or {shard.note(work)} changed during the preparation. Check the disk. {SAME_COMMAND}")
     try:
         records = ArrayRecordReader(str(path)).num_records()
     except (RuntimeError, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""One file of a prepared dataset: what goes into it, its records, and the note that it is done."""
+"""A shard, which is one file of a prepared dataset: its examples, its records, and a note when it is complete."""
 
 import contextlib
 import dataclasses
@@ -21,22 +21,22 @@ from alexnet_jax.files import sync, write_whole
 from alexnet_jax.training.statistics import Sums
 
 JPEG_QUALITY = 95
-SAME_COMMAND = "The same command continues from there."
-# JPEGs do not compress further, and one is read at a time.
+SAME_COMMAND = "The same command continues where it stopped."
+# JPEGs cannot be compressed further, and records are read one at a time.
 _OPTIONS = "group_size:1,uncompressed"
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What every shard is made with."""
+    """The settings that all shards have in common."""
 
     folder: Path  # NAME_square/SIZE/VERSION.incomplete
     name: str  # NAME_square
     image_size: int
     encoding: str
     skip: bool  # whether broken images are left out
-    kind: str  # of the originals' files
-    as_tfds: bool  # whether the originals are ImageNet's published files, not those that TFDS stores
+    kind: str  # of the originals' files, as in Originals
+    as_tfds: bool  # whether the originals are ImageNet's published files; a few are then converted as TFDS does
 
     @property
     def records(self) -> Path:
@@ -45,13 +45,13 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file of a split, and all that goes into it in order."""
+    """One file of a split, with its examples in order."""
 
     split: str
     number: int
-    shards: int  # of the split
+    shards: int  # number of shards of the split
     examples: list[Original]
-    digest: str  # of all that decides its bytes
+    digest: str  # hash of everything that determines the bytes of the file
 
     def path(self, work: Work) -> Path:
         name = f"{work.name}-{self.split}.array_record-{self.number:05d}-of-{self.shards:05d}"
@@ -62,8 +62,9 @@ class Shard:
 
 
 def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
-    """Writes one shard and then its note. Returns a line for each broken image; if there is one and it must not be
-    skipped, nothing is written.
+    """Writes one shard and then its note. Returns a line for each broken image.
+
+    If an image is broken and work.skip is False, nothing is written. `tick` is called before each image.
     """
     note, path = shard.note(work), shard.path(work)
     note.unlink(missing_ok=True)
@@ -109,7 +110,7 @@ def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
 
 
 def _square(work, name, encoded):
-    """An image as it is stored, and its pixels as training will read them."""
+    """Returns an image as it is stored, and its pixels as training will read them."""
     encoded = imagenet.as_tfds_stores(name, encoded) if work.as_tfds else encoded
     square = decode_square(encoded, work.image_size, exact=True)
     if work.encoding == "raw":
@@ -133,9 +134,11 @@ def _record(stored, example):
 def _writing(path):
     try:
         yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: array_record's
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
-        raise UsageError(f"{path} cannot be written ({reason}). Make room, or fix that. {SAME_COMMAND}") from error
+        raise UsageError(
+            f"{path} cannot be written ({reason}). Free disk space, or correct the cause. {SAME_COMMAND}"
+        ) from error
 
 
 def read_note(work, shard):

@@ -1,7 +1,7 @@
-"""Datasets by name: where the encoded images and the labels of a split come from.
+"""Opens datasets by name, and reads the encoded images and the labels of a split.
 
-Both kinds of source are read by random access: `read(indices)` gives the encoded
-bytes and the labels of any examples. So a run can resume at any step.
+Both kinds of source have random access: `read(indices)` gives the encoded bytes and the labels of any examples. So a
+run can resume at any step.
 """
 
 import bisect
@@ -33,13 +33,13 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> tuple[list[bytes] | list[np.ndarray], np.ndarray]:
-        """The images, encoded or as pixels (S, S, 3) uint8, and the labels (int32) of some examples.
+        """Returns the images, encoded or as pixels (S, S, 3) uint8, and the labels (int32) of some examples.
 
-        Called from several threads at once.
+        Several threads call this at the same time.
         """
 
     def describe(self, index: int) -> str:
-        """The path or key of an example, so that a person can find it."""
+        """Returns the path or key of an example, with which a person can find it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +65,13 @@ def _bytes_of(path):
         with open(path, "rb", buffering=0) as file:
             return file.read()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}). Bring it back, then start again.") from error
+        raise UsageError(f"{path} cannot be read ({error.strerror}). Restore it, then start again.") from error
 
 
 class Records(Sequence):
     """The records of a split in array_record files, by number.
 
-    Reads as TFDS's as_data_source does, in half of the time: array_record has a quicker call for one record.
+    Reads the same as TFDS's as_data_source in half of the time, because array_record has a faster call for one record.
     """
 
     def __init__(self, files: Sequence):  # TFDS's file_instructions
@@ -84,7 +84,7 @@ class Records(Sequence):
 
     def __getitem__(self, index):
         k = bisect.bisect_right(self._stops, index)
-        # Opened when it is needed. If two threads open it at once, one reader is not used.
+        # A file is opened when it is needed. If two threads open it at the same time, one of the readers is not kept.
         reader = self._readers[k] or ArrayRecordReader(
             self._files[k].filename, "readahead_buffer_size:0", file_reader_buffer_size=2**14
         )
@@ -99,13 +99,13 @@ class RecordSource:
 
     name: str
     records: Sequence[bytes]  # serialized tf.train.Example
-    raw_shape: tuple[int, int, int] | None = None  # of images that are stored as pixels
+    raw_shape: tuple[int, int, int] | None = None  # of the images, if they are stored as pixels
 
     def __len__(self):
         return len(self.records)
 
     def read(self, indices):
-        # Parsed here: TFDS, which can parse any feature, takes ten times as long.
+        # Not parsed by TFDS, which can parse any feature, but takes ten times as long.
         features = [tf.train.Example.FromString(self.records[i]).features.feature for i in np.asarray(indices).tolist()]
         images = [f["image"].bytes_list.value[0] for f in features]
         if self.raw_shape:
@@ -121,28 +121,28 @@ class RecordSource:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The two splits of a dataset and what its labels mean."""
+    """The two splits of a dataset and the meaning of its labels."""
 
     train: Source
     evaluation: Source
     num_classes: int | None
     class_names: list[str] | None
-    statistics: object | None  # statistics.Statistics of the training split, where preparation stored them
+    statistics: object | None  # statistics.Statistics of the training split, if `prepare` stored them
 
 
 def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str | None, eval_split: str) -> Dataset:
-    """Opens a dataset; small ones that TFDS can make by itself are made first.
+    """Opens a dataset. A TFDS dataset that is not on the disk is first made by TFDS.
 
     Args:
       name: "folder:PATH" (PATH/SPLIT/CLASS/FILE), "digits", a name that was prepared, such as
         "imagenet2012", or any TFDS dataset with an "image" and a "label".
       data_dir: where TFDS keeps its datasets; "" for its default, ~/tensorflow_datasets.
-      image_size: side in pixels that a dataset was prepared at.
-      train_split, eval_split: names of the splits. eval_split "" is the first that exists of validation, val and
-        test. train_split None is the same as eval_split, for callers that only evaluate.
+      image_size: side of the images of a prepared dataset, in pixels.
+      train_split, eval_split: names of the splits. eval_split "" means the first of validation, val and test that
+        exists. train_split None means the same split as eval_split, for callers that only evaluate.
 
     Raises:
-      UsageError: if the dataset, a split or a feature is not there, or a folder is empty.
+      UsageError: if the dataset, a split or a feature does not exist, or a folder is empty.
     """
     if name.startswith("folder:"):
         return _open_folder(name.removeprefix("folder:"), train_split, eval_split)
@@ -151,12 +151,12 @@ def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str 
     for split in splits:
         if not builder.info.splits[split].num_examples:
             raise UsageError(
-                f"dataset {name!r} has no examples in {split!r}. Choose a split, or a part, that has some."
+                f"dataset {name!r} has no examples in {split!r}. Choose a split, or a part of one, with examples."
             )
     for feature in ("image", "label"):
         if feature not in builder.info.features:
             raise UsageError(
-                f"dataset {name!r} has the features {', '.join(builder.info.features)}; training takes a dataset "
+                f"dataset {name!r} has the features {', '.join(builder.info.features)}; accepted is a dataset "
                 f"with an 'image' and a 'label'. Choose another --config.dataset."
             )
     raw_shape = _raw_shape(name, builder.info.features["image"], image_size)
@@ -175,14 +175,15 @@ def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str 
 
 
 def _raw_shape(name: str, image: tfds.features.FeatureConnector, image_size: int) -> tuple[int, int, int] | None:
-    """The shape of images that are stored as pixels, None where they are encoded."""
+    """The shape of images that are stored as pixels; None if they are encoded."""
     if isinstance(image, tfds.features.Image):
         return None
     wanted = (image_size, image_size, 3)
     if image.shape != wanted or image.np_dtype != np.uint8:
         raise UsageError(
             f"dataset {name!r} stores {np.dtype(image.np_dtype)} pixels of shape {image.shape}; accepted are uint8 "
-            f"pixels of shape {wanted}, or JPEG and PNG. Set --config.image_size to theirs, or prepare them."
+            f"pixels of shape {wanted}, or JPEG and PNG. Set --config.image_size to their size, or prepare the "
+            "data set."
         )
     return wanted
 
@@ -218,7 +219,7 @@ def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuil
     arguments = {"data_dir": data_dir or None}
     try:
         builder = Digits(**arguments) if name == "digits" else tfds.builder(name, **arguments)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: this is not the form of a name
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: a name cannot have this form
         close = difflib.get_close_matches(name, ["digits", *tfds.list_builders(with_community_datasets=False)])
         close = [f"folder:{name}"] if Path(name).expanduser().is_dir() else close
         raise UsageError(
@@ -231,13 +232,14 @@ def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuil
         except Exception as error:
             raise UsageError(
                 f"dataset {name!r} is not in {builder.data_dir} and TFDS could not make it: {error}\n"
-                f"Make it on a machine with network access, then point --config.data_dir to it:\n  {_how_to_make(name)}"
+                f"Make it on a machine with network access, then set --config.data_dir to the folder DIR:\n"
+                f"  {_how_to_make(name)}"
             ) from error
     if not builder.info.file_format.name == "ARRAY_RECORD":
         raise UsageError(
             f"dataset {name!r} in {builder.data_dir} is stored as {builder.info.file_format.value}, which cannot be "
-            f"read by random access. Accepted is array_record; make it once more in another folder, and point "
-            f"--config.data_dir to it:\n  {_how_to_make(name)}"
+            f"read by random access. Accepted is array_record. Make it again in another folder DIR, and set "
+            f"--config.data_dir to DIR:\n  {_how_to_make(name)}"
         )
     return builder
 
@@ -255,7 +257,7 @@ def _choose_splits(name: str, splits, train: str | None, evaluation: str) -> tup
     train = evaluation if train is None else train
     for field, split in (("eval_split", evaluation), ("train_split", train)):
         try:
-            splits[split]  # TFDS takes parts too, such as train[:90%]
+            splits[split]  # TFDS also accepts parts, such as train[:90%]
         except (KeyError, ValueError) as error:
             unnamed = field == "eval_split" and not split
             wanted = "named " + ", ".join(EVAL_SPLITS) if unnamed else repr(split)

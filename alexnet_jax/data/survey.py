@@ -1,4 +1,4 @@
-"""One pass over a split before training: its statistics, and what is broken in it."""
+"""Reads a split once before training, computes its statistics, and finds broken examples."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from alexnet_jax.training.statistics import Statistics, Sums
 
 
 def survey(source: Source, *, image_size: int, num_classes: int) -> Statistics:
-    """Reads a split once: its statistics, and an error that names what cannot be trained on.
+    """Reads a split once and returns its statistics.
 
     Raises:
-      UsageError: names the first image that does not decode, or whose label is not in 0..num_classes-1.
+      UsageError: if an image does not decode, or its label is not in 0..num_classes-1; the message names the first one.
     """
     sums, label_counts = Sums(image_size), np.zeros(num_classes, np.int64)
     batches = eval_batches(source, batch_size=min(64, len(source)), image_size=image_size)

@@ -16,7 +16,7 @@ from alexnet_jax import data
 from alexnet_jax.data.shards import SAME_COMMAND, make_shard
 from alexnet_jax.errors import UsageError
 
-_worker = None  # in a worker: what _start got
+_worker = None  # in a worker process: the arguments of _start
 
 
 def make_here(work, shards, bar):
@@ -40,7 +40,7 @@ def make_by_many(work, shards, workers, bar):
       UsageError: if a worker dies.
     """
     context = multiprocessing.get_context("spawn")
-    # One number for each shard, without a lock: a worker that is killed could hold a lock for ever.
+    # One counter for each shard, without a lock: a worker that is killed would never release the lock.
     progress, stop = context.RawArray("q", max(len(shards), 1)), context.RawValue("b", 0)
     already, found, running = bar.n, [], {}  # running: future -> number of its shard
     todo = iter(enumerate(shards))
@@ -61,8 +61,9 @@ def make_by_many(work, shards, workers, bar):
         at = ((shards[index], progress[index]) for index in running.values())
         names = ", ".join(f"{shard.split}/{shard.examples[count - 1].name}" for shard, count in at if count)
         raise UsageError(
-            f"A worker died. If memory was short, give fewer than --workers={workers}. A script that calls this needs "
-            f'`if __name__ == "__main__":`. An image may crash its decoder; they were at: {names or "none yet"}. '
+            f"A worker died. If there was not enough memory, set --workers to less than {workers}. A script that "
+            f'calls this needs `if __name__ == "__main__":`. An image may crash its decoder; the workers were at these '
+            f"images: {names or 'none yet'}. "
             f"{SAME_COMMAND}"
         ) from error
     finally:
@@ -72,7 +73,7 @@ def make_by_many(work, shards, workers, bar):
 
 @contextlib.contextmanager
 def _children_without_interrupts():
-    """Blocks Ctrl-C in this thread; processes started meanwhile never get it."""
+    """Blocks Ctrl-C in this thread. Processes that are started meanwhile never receive it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,4 +1,4 @@
-"""Several networks as one: their averaged probabilities (paper, section 6, table 2)."""
+"""Ensembles: the averaged probabilities of several networks (paper, section 6, table 2)."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from alexnet_jax.files import write_whole
 from alexnet_jax.network.architectures import Conv
 
 TABLE_2 = {"1 CNN": (40.7, 18.2), "5 CNNs": (38.1, 16.4), "1 CNN*": (39.0, 16.6), "7 CNNs*": (36.7, 15.4)}
-"""The paper's rows of several networks: top-1 and top-5 errors in % on the validation set of ILSVRC-2012."""
+"""The rows of the paper's table 2: top-1 and top-5 errors in % on the validation set of ILSVRC-2012."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Member:
 
     Attributes:
       network: its name, for messages.
-      digest: Weights.digest of it.
-      convolutions: number of convolutions; the paper's CNN* have six.
-      split: Source.name of the examples.
-      examples: how many there are.
+      digest: its Weights.digest.
+      convolutions: number of its convolutions; the paper's CNN* networks have six.
+      split: name of the split, as Source.name.
+      examples: number of examples in the split.
       classes: the names of the network's classes.
     """
 
@@ -60,7 +60,7 @@ class Predictions:
 
 
 def member_of(weights: Weights, source: Source, classes: Sequence[str] | None) -> Member:
-    """The member for a network and a split; `classes` are the class names of the data set, if it has names."""
+    """Returns the Member for a network and a split; `classes` are the class names of the data set, or None."""
     count = weights.architecture[-1].units
     return Member(
         network=weights.source,
@@ -75,7 +75,7 @@ def member_of(weights: Weights, source: Source, classes: Sequence[str] | None) -
 def check(members: Sequence[Member]) -> None:
     """Raises UsageError unless members are different networks, evaluated on the same examples and classes."""
     if len(members) < 2:
-        raise UsageError(f"an ensemble needs at least 2 networks, but {len(members)} was given. Name another.")
+        raise UsageError(f"an ensemble needs at least 2 networks, but {len(members)} was given. Name another one.")
     first, *others = members
     for other in others:
         for what, asked in (
@@ -86,8 +86,8 @@ def check(members: Sequence[Member]) -> None:
         ):
             if asked(first) != asked(other):
                 raise UsageError(
-                    f"{what} of {first.network} is {asked(first)!s:.99}, and of {other.network} {asked(other)!s:.99}. "
-                    "All networks of an ensemble must have the same; leave one of them out."
+                    f"{first.network} and {other.network} differ in {what}: the first has {asked(first)!s:.99}, the "
+                    f"second has {asked(other)!s:.99}. They must be equal in an ensemble. Leave one of the two out."
                 )
     networks = {}
     for member in members:
@@ -107,7 +107,7 @@ def predict(trained: Trained, source: Source, member: Member, views: int) -> Pre
 
 
 def save(predictions: Predictions, path: Path) -> None:
-    """Writes predictions as .npz, whole or not at all."""
+    """Writes predictions as .npz, completely or not at all."""
     file = io.BytesIO()
     np.savez(
         file,
@@ -120,23 +120,23 @@ def save(predictions: Predictions, path: Path) -> None:
 
 
 def load(path: str | Path) -> Predictions:
-    """Reads predictions that save wrote; UsageError if the file is not complete or of another kind."""
+    """Reads predictions that `save` wrote; UsageError if the file is incomplete or of another kind."""
     try:
         with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
             facts = json.loads(str(file["member"]))
             member = Member(**{**facts, "classes": tuple(facts["classes"])})
             read = Predictions(member, int(file["views"]), file["probabilities"], file["labels"])
         if read.probabilities.shape != (member.examples, len(member.classes)) or len(read.labels) != member.examples:
-            raise ValueError(f"it has the shapes {read.probabilities.shape} and {read.labels.shape}")
-    except Exception as error:  # of many types: the file may be anything
+            raise ValueError(f"its arrays have the shapes {read.probabilities.shape} and {read.labels.shape}")
+    except Exception as error:  # of any type, because the file may hold anything
         raise UsageError(
-            f"{path} holds no complete predictions ({error}). Give a file that `ensemble --save` wrote."
+            f"{path} is not a complete file of predictions ({error}). Give a file that `ensemble --save` wrote."
         ) from error
     return read
 
 
 def average(members: Sequence[Predictions], weights: np.ndarray | None = None) -> np.ndarray:
-    """(N, K) float64, the sum of w_m p_m over the members m; w (M,) sums to 1, and is 1/M if None."""
+    """Returns (N, K) float64, the sum of w_m p_m over the members m; weights w (M,) with the sum 1, or None for 1/M."""
     weights = np.full(len(members), 1 / len(members)) if weights is None else weights
     return sum(
         weight * member.probabilities.astype(np.float64) for weight, member in zip(weights, members, strict=True)
@@ -144,17 +144,17 @@ def average(members: Sequence[Predictions], weights: np.ndarray | None = None) -
 
 
 def search(members: Sequence[Predictions], steps: int = 1000) -> np.ndarray:
-    """The weights that make the labels most probable, by expectation-maximization; the likelihood is concave.
+    """Finds the weights that make the labels most probable, by expectation-maximization.
 
-    w_m <- mean over n of w_m p_m(n) / sum over l of w_l p_l(n), where p_m(n) is the probability that member m gives the
-    label of example n.
+    Each step is w_m <- mean over n of (w_m p_m(n) / sum over l of w_l p_l(n)), where p_m(n) is the probability that
+    member m gives to the label of example n. The logarithm of the likelihood is concave.
 
     Args:
-      members: predictions of other examples than those whose errors are reported.
+      members: predictions for examples that do not count for the reported errors.
       steps: number of steps of expectation and maximization.
 
     Returns:
-      (M,) float64, at least 0, with the sum 1.
+      The weights, (M,) float64, each at least 0; their sum is 1.
     """
     p = np.stack([of_labels(member.probabilities, member.labels) for member in members])  # (M, N)
     weights = np.full(len(p), 1 / len(p))
@@ -165,16 +165,16 @@ def search(members: Sequence[Predictions], steps: int = 1000) -> np.ndarray:
 
 
 def of_labels(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N,) float64, the probabilities of the labels; above 0 even if they underflow, for finite logarithms."""
+    """Returns the probabilities of the labels, (N,) float64, always above 0, so that their logarithms are finite."""
     there = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0].astype(np.float64)
     return np.maximum(there, np.finfo(np.float32).tiny)
 
 
 def errors_of(probabilities: np.ndarray, labels: np.ndarray, views: int) -> Errors:
-    """The errors of (N, K) probabilities, counted as in evaluate: of two equal ones, the earlier class is first."""
+    """The errors of (N, K) probabilities, counted as in evaluate: if two are equal, the lower class number is first."""
     own = np.take_along_axis(probabilities, labels[:, None], 1)  # (N, 1)
     earlier = np.arange(probabilities.shape[1]) < labels[:, None]
-    # Not `>`: a probability that is not a number counts as wrong.
+    # Not `>`, so that a probability of nan counts as wrong.
     ahead = (~(probabilities <= own) | (earlier & (probabilities == own))).sum(1)  # (N,) classes before the label
     return Errors(
         top1_error=100 * int((ahead >= 1).sum()) / len(labels),
@@ -186,20 +186,20 @@ def errors_of(probabilities: np.ndarray, labels: np.ndarray, views: int) -> Erro
 
 
 def mean_of(errors: Sequence[Errors]) -> Errors:
-    """The mean errors of networks that each stand alone."""
+    """The mean of the errors of single networks."""
     means = {name: float(np.mean([getattr(e, name) for e in errors])) for name in ("top1_error", "top5_error", "loss")}
     return dataclasses.replace(errors[0], **means)
 
 
 def compare(members: Sequence[Predictions], searched: bool = False) -> dict[str, Errors]:
-    """Errors of each member, their mean, and the errors of the ensemble, by name.
+    """Returns, by name, the errors of each member, the mean of these, and the errors of the ensemble.
 
     Args:
       members: predictions of members that check accepts, all with the same number of views.
-      searched: whether to search weights too. The search uses every second example, and the errors the others.
+      searched: whether to search weights too. The search uses every second example; the errors are those of the others.
 
     Raises:
-      UsageError: if the labels differ.
+      UsageError: if the labels of the members differ.
     """
     _check_labels(members)
     reported = [_every_second(member, 1) for member in members] if searched else members
@@ -233,7 +233,7 @@ def _every_second(predictions, start):
 
 
 def table(title: str, rows: dict[str, Errors]) -> str:
-    """Top-1 and top-5 errors in %, a row for each."""
+    """A table as text: top-1 and top-5 errors in %, one row for each name."""
     width = max(map(len, (title, *rows)))
     lines = [f"{name:<{width}}  {e.top1_error:5.1f}%  {e.top5_error:5.1f}%" for name, e in rows.items()]
     return "\n".join([f"{title:<{width}}   top-1   top-5", *lines])
@@ -242,10 +242,11 @@ def table(title: str, rows: dict[str, Errors]) -> str:
 def paper_rows(members: Sequence[Predictions]) -> dict[str, Errors | None]:
     """The rows of table 2 for these networks; None for a row that needs more networks.
 
-    "1 CNN" and "1 CNN*" are means over all such networks. "5 CNNs" is the average of the first five without a sixth
-    convolution, and "7 CNNs*" of these and the first two with one.
+    "1 CNN" and "1 CNN*" are means over all such networks. "5 CNNs" averages the first five networks without a sixth
+    convolution. "7 CNNs*" averages these five and the first two networks with a sixth convolution.
 
-    Args: as in compare.
+    Args:
+      members: as in compare.
 
     Source: paper, section 6.
     """
@@ -269,7 +270,7 @@ def paper_rows(members: Sequence[Predictions]) -> dict[str, Errors | None]:
 
 
 def paper_table(rows: dict[str, Errors | None], title: str) -> str:
-    """Table 2 beside what paper_rows gives; the cells of rows that were not run are empty."""
+    """The paper's table 2 as text, beside the rows of paper_rows; where a row is None, its cells are empty."""
     heads = ("paper, ILSVRC-2012", title)
     widths = [max(len(head), len("100.0%  100.0%")) for head in heads]
 

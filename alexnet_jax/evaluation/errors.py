@@ -26,11 +26,11 @@ class Errors:
 
 @functools.partial(jax.jit, static_argnames=("network", "views", "mean_at"))
 def count_errors(params, batch, mean_image, *, network: AlexNet, views: int, mean_at: augment.MeanAt = "crop"):
-    """Sums over the unmasked images of a batch: top1_wrong, top5_wrong, loss, examples.
+    """Returns sums over the images of a batch whose mask is True: top1_wrong, top5_wrong, loss in nats, examples.
 
     Args:
       params: tree of parameters.
-      batch: image (N, S, S, 3) uint8, label (N,) int32, mask (N,) bool; N as the placement spreads it.
+      batch: image (N, S, S, 3) uint8, label (N,) int32, mask (N,) bool; the placement spreads N over devices.
       mean_image: (S, S, 3) float32.
       network, views, mean_at: as in predict.
     """
@@ -44,7 +44,7 @@ def count_errors(params, batch, mean_image, *, network: AlexNet, views: int, mea
         _, best = lax.top_k(probabilities, min(5, probabilities.shape[-1]))  # (N, 5)
         hit = best == labels[:, None]
         probability = jnp.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
-        losses = -jnp.log(jnp.maximum(probability, jnp.finfo(jnp.float32).tiny))  # finite if the probability underflows
+        losses = -jnp.log(jnp.maximum(probability, jnp.finfo(jnp.float32).tiny))  # finite even if it is 0
         counts = {
             "top1_wrong": jnp.sum(mask & ~hit[:, 0]),
             "top5_wrong": jnp.sum(mask & ~hit.any(1)),
@@ -82,12 +82,12 @@ def predict(params, images, mean_image, *, network: AlexNet, views: int, mean_at
     if views == 1:
         return probabilities(jax.vmap(functools.partial(augment.center_crop, size=size))(images))
     crops = jax.vmap(functools.partial(augment.ten_crop, size=size), out_axes=1)(images)  # (10, N, size, size, 3)
-    # One view after the other: the activations then need the memory of one view.
+    # One view after the other, so that the activations need the memory of only one view.
     return lax.map(probabilities, crops[:views]).mean(0)
 
 
 def views_by_name(most):
-    """Numbers of views to test with, by the names that result.json has for them."""
+    """Returns the numbers of views to test with, by their names in result.json."""
     return {"one_view": 1} if most == 1 else {"one_view": 1, "ten_views": most}
 
 

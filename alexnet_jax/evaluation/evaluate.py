@@ -18,7 +18,7 @@ def evaluate(
       source: a split (data/sources.py).
       statistics: Statistics of the training split; its mean image is subtracted.
       network: AlexNet with a placement on real devices.
-      batch_size: images at a time, over all devices; a multiple of the devices that share a batch.
+      batch_size: images at a time, over all devices; a multiple of the number of devices that share a batch.
       views, mean_at: as in predict.
       interrupted: called before each batch; if it returns True, the evaluation stops and the result is None.
     """
@@ -33,7 +33,7 @@ def evaluate(
         running.append(
             count_errors(params, batch, statistics.mean_image, network=network, views=views, mean_at=mean_at)
         )
-        if len(running) > 1:  # fetched one batch late, so that the device never waits
+        if len(running) > 1:  # fetched one batch late, so that the device does not wait
             total.update(_numbers(running.pop(0)))
     for counts in running:
         total.update(_numbers(counts))

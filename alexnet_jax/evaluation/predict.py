@@ -21,7 +21,7 @@ STDIN = "-"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """The prediction for one file: (K,) float32 probabilities; or None, and the reason why it is not an image."""
+    """The prediction for one file: (K,) float32 probabilities; or None and an error, if the file is not an image."""
 
     name: str
     probabilities: np.ndarray | None
@@ -29,7 +29,7 @@ class Prediction:
 
 
 def check_views(weights: Weights, views: int) -> None:
-    """Raises UsageError for more views than Weights.views."""
+    """Raises UsageError if views is larger than Weights.views."""
     if views > weights.views:
         raise UsageError(
             f"--views is {views}; these weights accept at most {weights.views}, because a mirrored image may be "
@@ -45,7 +45,7 @@ def find(paths: Sequence[str]) -> list[str]:
         one image on stdin.
 
     Raises:
-      UsageError: if there is no such path, a folder has no images, or stdin is named twice.
+      UsageError: if a path does not exist, a folder has no images, or stdin is given twice.
     """
     found = []
     for path in paths:
@@ -53,7 +53,7 @@ def find(paths: Sequence[str]) -> list[str]:
             inside = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
             if not inside:
                 raise UsageError(
-                    f"{path} holds no images: no files that end in .jpg, .png and the like. Give another folder."
+                    f"{path} holds no images: no file name ends in .jpg, .png or a similar suffix. Give another folder."
                 )
             found += map(str, inside)
         elif path == STDIN or Path(path).exists():
@@ -70,7 +70,7 @@ def predictions(trained: Trained, names: Sequence[str], views: int = 1) -> Itera
 
     Args:
       trained: the network.
-      names: as find gives them.
+      names: as find returns them.
       views: as in errors.predict.
     """
     with ThreadPoolExecutor() as pool:
@@ -94,27 +94,27 @@ def _read(name, size):
 
 
 def best(probabilities: np.ndarray, count: int) -> np.ndarray:
-    """(K,) probabilities -> the `count` most probable classes, best first; the earlier class of two equal ones."""
+    """(K,) probabilities -> the `count` most probable classes, best first; if two are equal, the lower number first."""
     return np.argsort(-probabilities, kind="stable")[:count]
 
 
 def class_names(weights: Weights, path: str | None = None) -> tuple[str, ...]:
-    """The names of the K classes: from a file, or from the weights; else ILSVRC's WordNet ids, or the numbers from 0.
+    """Returns the K class names: from a file, else from the weights, else ILSVRC's WordNet ids, else numbers from 0.
 
     Args:
-      weights: of the network.
+      weights: the weights of the network.
       path: a text file with one name in each line, in the order of the classes; or None.
 
     Raises:
-      UsageError: if the file cannot be read, or has another number of names.
+      UsageError: if the file cannot be read, or does not have K lines.
     """
     count = weights.architecture[-1].units
     if path is not None:
         names = text_of(path, "--names").splitlines()
         if len(names) != count:
             raise UsageError(
-                f"--names={path} has {len(names)} lines, but the network has {count} classes. Give all, in the "
-                f"order of {weights.classes}."
+                f"--names={path} has {len(names)} lines, but the network has {count} classes. Give one "
+                f"name in each line; the classes are: {weights.classes}."
             )
         return tuple(names)
     if weights.class_names is not None:
@@ -125,7 +125,7 @@ def class_names(weights: Weights, path: str | None = None) -> tuple[str, ...]:
 
 
 def text_of(path: str, flag: str) -> str:
-    """The content of a text file. Raises UsageError, which names the flag that gave the file."""
+    """Returns the content of a text file. If it cannot be read, raises UsageError with the name of the flag."""
     try:
         return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:

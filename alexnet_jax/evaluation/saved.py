@@ -17,18 +17,18 @@ from alexnet_jax.training.statistics import Statistics
 
 
 def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -> dict[str, Errors]:
-    """Evaluates a checkpoint of a finished or running run again.
+    """Evaluates a checkpoint of a run again. The run may be finished, or still running.
 
     Args:
       workdir: folder of the run.
       which: "last" or "best" checkpoint.
-      data_dir, batch_size: instead of the run's own, or None.
+      data_dir, batch_size: values to use instead of the run's own, or None.
 
     Returns:
-      Errors by "one_view" and, with more than one, "ten_views".
+      Errors by name: "one_view"; and "ten_views", if the network is tested with more than one view.
 
     Raises:
-      UsageError: if workdir holds no run or no checkpoint, or its data is not there.
+      UsageError: if workdir holds no run or no checkpoint, or its data is missing.
     """
     workdir = Path(workdir).expanduser()
     config = hosts.together(lambda: config_of(workdir))
@@ -36,7 +36,7 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
         config.data_dir = data_dir
     if batch_size is not None:
         config.eval_batch_size = batch_size
-    # This machine may be another one than the one that trained.
+    # This machine may have another number of devices than the machine that trained.
     if len(jax.devices()) % config.mesh.tower:
         config.mesh.tower = 1
     config.eval_batch_size += -config.eval_batch_size % len(jax.devices())
@@ -56,10 +56,10 @@ def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "",
       path: as in convert.read.
       dataset, data_dir: as in the config.
       split: as the config's eval_split.
-      batch_size: images at a time; rounded up to the devices.
+      batch_size: images at a time; rounded up to a multiple of the number of devices.
 
     Returns:
-      Errors by "one_view" and, with more than one, "ten_views".
+      Errors by name: "one_view"; and "ten_views", if the network is tested with more than one view.
 
     Raises:
       UsageError: if there are no such weights or data, or the data has another number of classes.
@@ -74,8 +74,8 @@ def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "",
     known = weights.architecture[-1].units
     if data.num_classes not in (None, known):
         raise hosts.AgreedError(
-            f"dataset {dataset!r} has {data.num_classes} classes, and {path} has {weights.classes}; accepted is a "
-            "data set with those classes in that order. Give another --dataset."
+            f"dataset {dataset!r} has {data.num_classes} classes, but {path} has {weights.classes}. Give a --dataset "
+            "that has the same classes in the same order."
         )
     placement = towers.place(weights.architecture)
     network = AlexNet(weights.architecture, placement=placement)
@@ -99,7 +99,7 @@ def evaluate_weights(path, *, dataset: str, data_dir: str = "", split: str = "",
 
 
 def _evaluate_and_say(evaluate_views, params, views, title):
-    """Errors from one view and from many, printed as a table."""
+    """Returns the errors for each number of views, and prints them as a table."""
     with hosts.Sigterm() as sigterm:
         errors = {
             name: evaluate_views(params, views=n, interrupted=sigterm.check) for name, n in views_by_name(views).items()

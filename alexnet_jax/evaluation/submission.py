@@ -1,4 +1,4 @@
-"""The file for a challenge: the five most probable classes of each test image, by number."""
+"""The file to submit to a challenge: the numbers of the five most probable classes of each test image."""
 
 import os
 import re
@@ -12,10 +12,10 @@ from alexnet_jax.evaluation.predict import Prediction, best, text_of
 
 
 def class_ids(names: Sequence[str], mapping: str | None = None) -> list[int]:
-    """The numbers of the classes in a submission: ILSVRC2012_ID for ILSVRC's 1000 classes, else 0, 1, 2, ...
+    """The numbers of the classes in a submission: from the mapping, such as ILSVRC2012_ID; without one, 0, 1, 2, ...
 
     Args:
-      names: of the classes, as predict.class_names gives them.
+      names: names of the classes, as predict.class_names returns them.
       mapping: the development kit's meta.mat, or a text file of lines "ILSVRC2012_ID WordNet-id"; or None.
 
     Raises:
@@ -23,8 +23,8 @@ def class_ids(names: Sequence[str], mapping: str | None = None) -> list[int]:
     """
     if mapping is None and set(names) == set(labels.synsets()):
         raise UsageError(
-            "--mapping is missing: a submission gives ILSVRC's classes by ILSVRC2012_ID, and only the development "
-            "kit has these, in data/meta.mat of ILSVRC2012_devkit_t12.tar.gz (https://image-net.org/download-images). "
+            "--mapping is missing: a submission needs the ILSVRC2012_ID of each class, and only the development kit "
+            "has these, in data/meta.mat of ILSVRC2012_devkit_t12.tar.gz (https://image-net.org/download-images). "
             "Give --mapping=meta.mat, or a text file of lines such as '1 n02119789'."
         )
     if mapping is None:
@@ -32,8 +32,8 @@ def class_ids(names: Sequence[str], mapping: str | None = None) -> list[int]:
     ids = _ids_of_meta(mapping) if mapping.endswith(".mat") else _ids_of_text(mapping)
     if missing := [name for name in names if name not in ids]:
         raise UsageError(
-            f"--mapping={mapping} has no number for {len(missing)} of the {len(names)} classes, the first of which is "
-            f"{missing[0]!r}. Give the mapping of these classes, or leave it out: then the numbers are 0, 1, ..."
+            f"--mapping={mapping} has no number for {len(missing)} of the {len(names)} classes, for example "
+            f"{missing[0]!r}. Give a mapping with all classes, or leave --mapping out; the numbers are then 0, 1, ..."
         )
     return [ids[name] for name in names]
 
@@ -43,7 +43,7 @@ def _ids_of_text(path):
     fields = [re.fullmatch(r"(\d+)\s+(\S+)(?:\s.*)?", line.strip()) for line in lines if line.strip()]
     if not all(fields):
         raise UsageError(
-            f"--mapping={path} has other lines than 'ILSVRC2012_ID WordNet-id', such as '1 n02119789'. Correct them."
+            f"--mapping={path} has a line that is not 'ILSVRC2012_ID WordNet-id', such as '1 n02119789'. Correct it."
         )
     return {found[2]: int(found[1]) for found in fields}
 
@@ -52,9 +52,9 @@ def _ids_of_meta(path):
     try:
         synsets = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
         return {str(synset["WNID"]): int(synset["ILSVRC2012_ID"]) for synset in synsets}
-    except Exception as error:  # of many types: the file may be anything
+    except Exception as error:  # of any type, because the file may hold anything
         raise UsageError(
-            f"--mapping={path} is no meta.mat of ILSVRC-2012's development kit ({error}). Copy it again."
+            f"--mapping={path} is not a meta.mat of ILSVRC-2012's development kit ({error}). Copy it again."
         ) from error
 
 
@@ -68,17 +68,17 @@ def lines(made: Iterator[Prediction], ids: Sequence[int]) -> Iterator[str]:
 
     Args:
       made: predictions, in the order of the files' names.
-      ids: of the classes, as class_ids gives them.
+      ids: numbers of the classes, as class_ids returns them.
 
     Raises:
-      UsageError: at the first file that is not an image: without its line, all later lines would be wrong.
+      UsageError: at the first file that is not an image, because without its line all later lines would be wrong.
 
     Source: readme.txt of ILSVRC-2012's development kit, "Submission format", task 1.
     """
     for prediction in made:
         if prediction.probabilities is None:
             raise UsageError(
-                f"{prediction.name} is not an image: {prediction.error}. A submission has a line for each; repair it, "
-                "or leave it out."
+                f"{prediction.name} is not an image: {prediction.error}. A submission needs one line for each "
+                "image. Repair this file, or leave it out."
             )
         yield " ".join(str(ids[k]) for k in best(prediction.probabilities, 5))

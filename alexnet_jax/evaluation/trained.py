@@ -28,7 +28,7 @@ class Trained:
 
     Attributes:
       weights: the weights on the host.
-      network: with a placement on all devices, each of which has the whole network.
+      network: AlexNet with a placement on all devices; each device has the whole network.
       params, mean_image: on the devices.
       batch_size: images at a time; smaller batches are filled up to it, so that only one program is compiled.
     """
@@ -41,7 +41,7 @@ class Trained:
 
     @classmethod
     def of(cls, weights: Weights, batch_size: int = 64, devices: Sequence[jax.Device] | None = None) -> "Trained":
-        """Puts weights on devices, by default on all; batch_size is rounded up to their number."""
+        """Puts weights on devices, by default on all; batch_size is rounded up to a multiple of their number."""
         devices = jax.devices() if devices is None else devices
         placement = towers.place(weights.architecture, devices=devices)
         network = AlexNet(weights.architecture, placement=placement)
@@ -84,7 +84,7 @@ class Trained:
           make: the function, such as `self.probabilities`.
 
         Yields:
-          make's rows, and the labels (n,) int32, of up to batch_size examples.
+          The result of make, and the labels (n,) int32, for up to batch_size examples.
         """
         for batch in batches.eval_batches(source, batch_size=self.batch_size, image_size=self.image_size):
             here = batch["mask"]
@@ -108,16 +108,16 @@ class Trained:
 
 
 def last_hidden(architecture: Architecture) -> str:
-    """The layer whose output the paper uses to compare images (section 6.1): the last before the classifier.
+    """The name of the last hidden layer, whose output the paper uses to compare images (section 6.1).
 
-    For PAPER it is relu7, with 4096 numbers. Dropout, which at test time only halves them, does not count.
+    For PAPER it is relu7, with 4096 numbers. Dropout layers do not count, because at test time they only halve these.
     """
     hidden = list(zip(layer_names(architecture), architecture, strict=True))[1:-1]
     return next(name for name, layer in reversed(hidden) if not isinstance(layer, Dropout))
 
 
 def check_layer(architecture: Architecture, layer: str) -> None:
-    """Raises UsageError unless the network has a layer of that name."""
+    """Raises UsageError unless the network has a layer with this name."""
     names = layer_names(architecture)[1:]
     if layer not in names:
         raise UsageError(f"layer is {layer!r}; this network has {', '.join(names)}. Give one of them.")

@@ -12,9 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-BLOCK = (
-    2**12
-)  # vectors that are sent to the devices at a time: so few that a CPU can use the memory of their scores again
+# Vectors that are sent to the devices at a time. They are so few that a CPU can use the memory of their scores again.
+BLOCK = 2**12
 QUERIES = 2**11  # queries at a time: their scores for a block are 34 MB
 
 _GROUP = 32  # neighbouring scores; the smallest of each group is examined first
@@ -23,22 +22,22 @@ _PART = 2**8  # vectors that are compared in float64 at a time
 
 
 def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest vectors by Euclidean distance, exactly: in the order of float64, ties by the lower index.
+    """Finds the k nearest vectors by Euclidean distance, exactly, in float64; of equal ones, the lower index is first.
 
     The devices compute |x|^2 - 2 q.x in float32 and subtract the largest possible rounding error. So they have a lower
     bound for each distance, and keep the vectors with the smallest bounds as candidates. The distances of the
     candidates are then computed from differences in float64. All other vectors are farther away than the last
     candidate's bound. If the k-th neighbour of a query is not nearer than that bound, because many vectors are equally
-    near, the query is repeated with four times as many candidates, and with the mean of the queries subtracted from q
-    and x. This makes the rounding errors smaller if all vectors are alike.
+    near, the query is repeated with four times as many candidates. The mean of the repeated queries is then subtracted
+    from q and x, which makes the rounding errors smaller if all vectors are alike.
 
     This is exact if a device adds float32 products in float32, in any order, and nothing overflows.
 
     Args:
       queries: (Q, D) float32, finite.
-      vectors: (N, D) float32 or bfloat16, finite: anything that NumPy slices, such as a memory-mapped file. It is
-        sent to the devices in blocks, the next block while they compare the one before.
-      k: number of neighbours; N if that is smaller.
+      vectors: (N, D) float32 or bfloat16, finite: anything that can be sliced like a NumPy array, such as a
+        memory-mapped file. They are sent in blocks; while the devices compare one block, the next one is sent.
+      k: number of neighbours; if N is smaller, N.
 
     Returns:
       Distances (Q, k) float64, in rising order, and indices (Q, k) int64.
@@ -63,14 +62,14 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarra
 def among(
     queries: np.ndarray, vectors: np.ndarray, candidates: np.ndarray, k: int, bounds: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of some candidates, by differences in float64, ties by the lower index.
+    """Finds the k nearest of some candidates, by differences in float64; of equal ones, the lower index is first.
 
     Args:
       queries, vectors: as in nearest.
       candidates: (Q, C) integers, the indices of each query's candidates; C is k or more.
       k: number of neighbours.
-      bounds: (Q, C), lower bounds of the candidates' squared distances, in rising order; candidates beyond the first k
-        are then not read. Or None.
+      bounds: (Q, C) lower bounds of the candidates' squared distances, in rising order, or None. With bounds, a
+        candidate after the first k is only read if its bound is not above the largest distance of the first k.
 
     Returns:
       Squared distances (Q, k) float64 and indices (Q, k) int64.
@@ -91,22 +90,22 @@ def among(
 
 
 def _squared_distances(query, vectors, indices):
-    """Squared distances from a float64 query to some vectors, a few of which are in memory at a time."""
+    """Squared distances from a float64 query to some vectors; only a few vectors are in memory at a time."""
     squares = np.empty(len(indices))
     for start in range(0, len(indices), _PART):
         differences = vectors[indices[start : start + _PART]] - query
-        # One operation; a sum of squares would first write all squares.
+        # In one operation, because a sum of squares would first write all squares to memory.
         squares[start : start + _PART] = np.einsum("ij,ij->i", differences, differences)
     return squares
 
 
 def lower_bounds(queries, vectors, center=None):
-    """A lower bound of |x|^2 - 2 q.x, in float32; with a center, it is first subtracted from q and x.
+    """Lower bounds of |x|^2 - 2 q.x, in float32; a center, if given, is first subtracted from q and x.
 
-    Rounding changes a sum of D products, in whatever order, by at most D u / (1 - D u) times the sum of their absolute
-    values, with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and that sum is at
-    most |q| |x|. The bound allows sixteen more roundings, for the steps around the sum. The last term is for products
-    that are too small for float32.
+    Rounding changes a sum of D products, added in any order, by at most D u / (1 - D u) times the sum of their absolute
+    values, with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). The sum of the
+    absolute values is at most |q| |x|. The bound allows sixteen more roundings, for the steps around the sum. The last
+    term is for products that are too small for float32.
 
     Args:
       queries: (Q, D) float32.
@@ -118,7 +117,7 @@ def lower_bounds(queries, vectors, center=None):
     """
     width = queries.shape[1]
     vectors = vectors.astype(jnp.float32)
-    if center is not None:  # two of the roundings
+    if center is not None:  # two of the sixteen roundings
         queries, vectors = queries - center, vectors - center
     products = jnp.einsum("qd,bd->qb", queries, vectors, precision=lax.Precision.HIGHEST)
     of_queries, of_vectors = (jnp.square(rows).sum(1) for rows in (queries, vectors))
@@ -130,14 +129,16 @@ def lower_bounds(queries, vectors, center=None):
 
 
 def least(score: Partial, queries: np.ndarray, rows: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows with the smallest scores for each query, ties by the lower index; blocks of rows go to all devices.
+    """Finds the k rows with the smallest scores for each query; of equal ones, the lower index is first.
+
+    The rows are read in blocks, and all devices share each block.
 
     Args:
-      score: a jax.tree_util.Partial of queries (Q, D) and rows (B, D) on a device; it returns (Q, B) float32, finite.
+      score: a jax.tree_util.Partial that takes queries (Q, D) and rows (B, D); it returns (Q, B) float32, finite.
       queries: (Q, D).
-      rows: (N, D), anything that NumPy slices.
+      rows: (N, D), anything that can be sliced like a NumPy array.
       k: number of rows, at most N.
-      block: rows at a time.
+      block: number of rows at a time.
 
     Returns:
       Scores (Q, k) float32, in rising order, and indices (Q, k) int32.
@@ -150,7 +151,7 @@ def least(score: Partial, queries: np.ndarray, rows: np.ndarray, k: int, block: 
 
 def _through_blocks(score, queries, rows, k, block, mesh):
     step = mesh.size * _GROUP
-    size = -(-len(rows) // -(-len(rows) // block))  # blocks of equal size, so that little of the last is padding
+    size = -(-len(rows) // -(-len(rows) // block))  # blocks of equal size, so that the last one has little padding
     size += -size % step
     best = np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int32)
     best, queries = jax.device_put((best, queries), NamedSharding(mesh, P()))
@@ -162,13 +163,13 @@ def _through_blocks(score, queries, rows, k, block, mesh):
         part = jax.device_put(part, NamedSharding(mesh, P("data")))
         before, found = best, _least_of_block(queries, part, here, score=score, k=k, mesh=mesh)
         best = _merge(before, found, start)
-        jax.block_until_ready(before)  # the devices work on one block, and the next is ready
+        jax.block_until_ready(before)  # while the devices work on one block, the next one is sent
     return jax.device_get(best)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh"))
 def _least_of_block(queries, block, here, *, score, k, mesh):
-    """The k smallest scores of a block's first `here` rows, or all if there are fewer, in order; and their places."""
+    """The k smallest scores of a block's first `here` rows, in rising order, and their places; fewer if k is larger."""
 
     def on_device(queries, rows, here):
         place = lax.axis_index("data") * len(rows) + jnp.arange(len(rows))
@@ -182,7 +183,7 @@ def _least_of_block(queries, block, here, *, score, k, mesh):
 
 
 def _least_of_rows(scores, k):
-    """The k smallest values in each row, ties by the lower place; and their places.
+    """The k smallest values in each row, and their places; of equal values, the lower place is first.
 
     They are in the k groups with the smallest minima (of equal minima, the first groups). Finding these groups first
     saves most of the sorting.
@@ -205,5 +206,5 @@ def _merge(best, found, start):
 
 
 def _take_least(scores, places, k):
-    negated, chosen = lax.top_k(-scores, k)  # the first of equal values
+    negated, chosen = lax.top_k(-scores, k)  # top_k takes the first of equal values
     return -negated, jnp.take_along_axis(places, chosen, 1)

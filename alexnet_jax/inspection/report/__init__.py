@@ -1,7 +1,7 @@
-"""The page of a run (paper, section 6): its errors beside the paper's, curves, kernels, images, confusion.
+"""The HTML page about a run (paper, section 6): its errors beside the paper's, curves, kernels, images, confusion.
 
-figures         how figures look; their files
-curves          loss, error and rate
+figures         the look of figures, and their files
+curves          loss, error and learning rate
 kernels         Figure 3, and the specialisation of the towers
 examples        Figure 4
 confusion       which classes are confused with which
@@ -31,28 +31,29 @@ PAPERS = (
     ("ILSVRC-2010 test, CNN, one view", "39.0", "18.3"),
     *((f"ILSVRC-2012 validation, {name}", *map(str, errors)) for name, errors in ensemble.TABLE_2.items()),
     ("CIFAR-10 test, four layers, with normalization", "11", ""),
-    ("CIFAR-10 test, four layers, without", "13", ""),
+    ("CIFAR-10 test, four layers, without normalization", "13", ""),
 )
-"""Top-1 and top-5 errors in % (tables 1 and 2; sections 3.3 and 4.1)."""
+"""The paper's top-1 and top-5 errors in % (tables 1 and 2; sections 3.3 and 4.1)."""
 
 
 def write(
     workdir: Path, *, config, data: Dataset, weights: Weights, output: Path | None = None, limit: int = LIMIT
 ) -> Path:
-    """Writes the page of a run as one file; its figures as PNG and their numbers as CSV go to a folder beside it.
+    """Writes the page of a run as one file. A folder beside it gets the figures as PNG and their numbers as CSV.
 
     Uses only the devices of this process, and sends nothing to other processes.
 
     Args:
-      workdir: of the run; metrics.jsonl and result.json are shown if they exist.
-      config: of the run.
-      data: of the run, opened.
-      weights: of the checkpoint that is shown.
+      workdir: folder of the run; its metrics.jsonl and result.json are shown if they exist.
+      config: config of the run.
+      data: data set of the run, opened.
+      weights: weights of the checkpoint to show.
       output: the .html file; the folder has its name without .html. Default: workdir/report.html.
-      limit: largest number of images of each split that are examined; of more, some are drawn by the run's seed.
+      limit: largest number of images of each split that are examined; from a larger split, so many are drawn by the
+        run's seed.
 
     Returns:
-      The file.
+      The path of the .html file.
     """
     path = Path(workdir) / "report.html" if output is None else Path(output)
     folder = path.with_suffix("")
@@ -112,7 +113,7 @@ def _of_images(config, data, weights, names, limit, folder):
 
 
 def _result(path):
-    """The content of result.json; empty for a run that has not ended."""
+    """The content of result.json; {} if the run has not ended."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -12,13 +12,13 @@ from alexnet_jax.convert import Weights
 from alexnet_jax.inspection.report import figures
 from alexnet_jax.training import augment
 
-DRAWS = 3  # draws of all augmentations together
+DRAWS = 3  # number of random draws with all augmentations
 ALONE = {"crop": "crop alone", "flip": "mirror alone", "colours": "colours alone"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """An image, and in words how it was changed."""
+    """An image, and the words that say how it was changed."""
 
     image: str
     words: list[str]
@@ -34,7 +34,7 @@ class Strip:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which augmentations; hashable, so that the compiler can take it."""
+    """Which augmentations to apply; hashable, as jax.jit needs it."""
 
     crop: bool = False
     flip: bool = False
@@ -42,14 +42,14 @@ class Choice:
 
 
 def make(config, weights: Weights, images: np.ndarray, examples: np.ndarray, labels: list[str], folder: Path) -> Strip:
-    """Each augmentation of a run alone, then some draws of all; also as augmentations.png and augmentations.csv.
+    """Applies each augmentation of a run alone, then draws from all; writes augmentations.png and augmentations.csv.
 
     Args:
-      config: of the run.
-      weights: they give the size of the crops, the mean image and the colours.
+      config: config of the run.
+      weights: these have the size of the crops, the mean image and the colour PCA.
       images: (R, S, S, 3) uint8 training images.
       examples: (R,) their numbers in the split.
-      labels: their R labels.
+      labels: names of their R labels.
       folder: for the files.
     """
     every = Choice(config.augment.crop, config.augment.flip, config.augment.pca_std > 0)
@@ -98,7 +98,7 @@ def _draw(keys, images, mean_image, pca, size, choices, colours):
 def _one(key, image, mean_image, pca, size, choice, colours):
     std, scale, rescale = colours
     of_crop, of_flip, of_colours = jax.random.split(key, 3)
-    # Each pixel carries its place in the original, so that the draw can be read from the result.
+    # Each pixel carries its row and column in the original. So the result shows what was cropped and mirrored.
     places = jnp.stack(jnp.indices(image.shape[:2]), -1)
     layers = jnp.concatenate([image - mean_image, mean_image, places], -1)  # (S, S, 8)
     layers = augment.random_crop(of_crop, layers, size) if choice.crop else augment.center_crop(layers, size)

@@ -9,13 +9,13 @@ from matplotlib.colors import LinearSegmentedColormap
 from alexnet_jax.inspection.report import figures
 from alexnet_jax.inspection.report.figures import Chart
 
-NUMBERED = 20  # largest number of classes with names and numbers in the figure
+NUMBERED = 20  # the figure has names and numbers for at most so many classes
 LISTED = 20  # rows of the page's tables; the files have all rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Class:
-    """A class: number of images, how many were classified wrongly, this in %, and the most frequent wrong class."""
+    """A class: number of images, number and % of them classified wrongly, and the most frequent wrong prediction."""
 
     name: str
     images: int
@@ -26,7 +26,7 @@ class Class:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """The chart; the classes, largest errors first; the number of classes that had images; the error over all in %."""
+    """The chart; the classes, largest error first; the number of classes with images; the error over all images in %."""
 
     chart: Chart
     worst: list[Class]
@@ -35,12 +35,12 @@ class Confusion:
 
 
 def make(probabilities: np.ndarray, labels: np.ndarray, names: list[str], folder: Path) -> Confusion:
-    """Counts confusions; also as confusion.png, confusion.csv (cells that are not 0) and classes.csv.
+    """Counts confusions, and writes confusion.png, confusion.csv (only cells that are not 0) and classes.csv.
 
     Args:
       probabilities: (n, K).
       labels: (n,).
-      names: of the K classes.
+      names: names of the K classes.
       folder: for the files.
     """
     counts = np.zeros((len(names), len(names)), np.int64)  # true class, predicted class
@@ -59,7 +59,7 @@ def make(probabilities: np.ndarray, labels: np.ndarray, names: list[str], folder
     chart = figures.chart(
         lambda figure: _draw(figure, counts, names),
         (side, side),
-        "Confusion matrix: true classes down, predicted classes across; the numbers are in confusion.csv.",
+        "Confusion matrix: a row for each true class, a column for each predicted class; the numbers are in confusion.csv.",
         folder / "confusion.png",
     )
     return Confusion(chart, classes[:LISTED], len(classes), 100 * (1 - counts.trace() / counts.sum()))
@@ -75,8 +75,8 @@ def _class(k, row, names):
 def _draw(figure, counts, names):
     axis = figure.subplots()
     axis.spines[:].set_visible(True)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # of a true class
-    if len(names) > NUMBERED:  # dots: a cell is smaller than a pixel
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # of the images of a true class
+    if len(names) > NUMBERED:  # dots, because a cell would be smaller than a pixel
         true, taken = np.nonzero(counts)
         axis.scatter(taken, true, s=9, lw=0, color="C0", alpha=0.2 + 0.8 * shares[true, taken], rasterized=True)
         axis.set(xlabel="predicted class (number)", ylabel="true class (number)", aspect="equal")

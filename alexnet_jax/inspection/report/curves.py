@@ -1,4 +1,4 @@
-"""Curves of loss, error and rate over a run, from its metrics.jsonl."""
+"""Curves of loss, error and learning rate over a run, from its metrics.jsonl."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ SIZE = (5.2, 3.3)  # inches; letters can still be read on a phone
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """The charts, the epochs at which the rate dropped, and the epoch at which the run left chance, if it is known."""
+    """The charts, the epochs at which the learning rate dropped, and the epoch at which the run left chance, or None."""
 
     charts: list[Chart]
     drops: list[float]
@@ -22,7 +22,7 @@ class Curves:
 
 
 def make(metrics: Path, steps_per_epoch: float, folder: Path) -> Curves | None:
-    """Draws the curves, also as loss.png, error.png, rate.png and curves.csv; None if the run has not written any."""
+    """Draws the curves, also as loss.png, error.png, rate.png and curves.csv; None if there are no metrics."""
     lines = read(metrics)
     if not lines:
         return None
@@ -45,13 +45,13 @@ def make(metrics: Path, steps_per_epoch: float, folder: Path) -> Curves | None:
 
 
 def read(metrics: Path) -> list[dict]:
-    """The lines of metrics.jsonl, without a line that is not yet complete."""
+    """The lines of metrics.jsonl, without a last line that is still incomplete."""
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def drops_of(lines: list[dict]) -> list[int]:
-    """The steps after which the rate was lower: the step of the evaluation that lowered it, if there was one."""
+    """The steps after which the learning rate was lower: if an evaluation lowered it, the step of that evaluation."""
     drops, before, evaluated = [], None, 0
     for line in lines:
         if "eval_top1_error" in line:
@@ -77,7 +77,7 @@ def _loss(curves, drops, left, folder):
 def _error(curves, drops, left, folder):
     def draw(figure):
         axis = _axis(figure, "error (%)", drops, left)
-        axis.plot(*curves["train_error"], color="C2", lw=0.8, label="training, as it goes")
+        axis.plot(*curves["train_error"], color="C2", lw=0.8, label="training")
         axis.plot(*curves["eval_top1_error"], color="C0", marker="o", ms=4, label="validation, top-1")
         axis.plot(*curves["eval_top5_error"], color="C0", marker="s", ms=4, ls="--", label="validation, top-5")
         axis.set_ylim(0, 100)

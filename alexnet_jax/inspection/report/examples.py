@@ -11,15 +11,15 @@ from alexnet_jax.evaluation import predict
 from alexnet_jax.evaluation.trained import Trained
 from alexnet_jax.inspection.report import figures
 
-SHOWN, BARS, NEAREST = 8, 5, 6
+SHOWN, BARS, NEAREST = 8, 5, 6  # test images; classes and training images for each
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some examples of a source, as a source."""
+    """Some examples of a source, which together are a source again."""
 
     source: Source
-    indices: np.ndarray  # (n,) int64, of the source
+    indices: np.ndarray  # (n,) int64, indices in the source
 
     @property
     def name(self) -> str:
@@ -30,16 +30,16 @@ class Part:
         return len(self.indices)
 
     def read(self, indices):
-        """As the source does, by the part's own numbers."""
+        """As Source.read, with indices in this part."""
         return self.source.read(self.indices[indices])
 
     def describe(self, index):
-        """As the source does, by the part's own numbers."""
+        """As Source.describe, with an index in this part."""
         return self.source.describe(self.indices[index])
 
 
 def part(source: Source, limit: int, seed: int) -> Part:
-    """All examples of a source, or `limit` of them, drawn by a seed; in stored order."""
+    """Returns all examples of a source, or `limit` of them, drawn by a seed; in stored order."""
     count = len(source)
     if count <= limit:
         return Part(source, np.arange(count))
@@ -47,18 +47,18 @@ def part(source: Source, limit: int, seed: int) -> Part:
 
 
 def through(trained: Trained, source: Source, make: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """The results of make (trained.probabilities, ...) for a whole source, (n, ...), and its labels (n,) int32."""
+    """The results of make, such as trained.probabilities, for a whole source, (n, ...); and its labels (n,) int32."""
     rows, labels = zip(*trained.over(source, make), strict=True)
     return np.concatenate(rows), np.concatenate(labels)
 
 
 def read(trained: Trained, source: Source, indices: np.ndarray) -> np.ndarray:
-    """Some images of a source, (n, S, S, 3) uint8."""
+    """The images of a source with these indices, (n, S, S, 3) uint8."""
     return through(trained, Part(source, np.asarray(indices)), lambda images: images)[0]
 
 
 def choose(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Eight images by their places, drawn by a seed: half of them classified wrongly, if there are such images.
+    """Draws eight images by a seed, half of them classified wrongly if there are enough; returns their indices.
 
     Args:
       probabilities: (n, K).
@@ -98,14 +98,14 @@ def predictions(
     names: list[str],
     folder: Path,
 ) -> list[Prediction]:
-    """Figure 4, left; also as predictions.png and predictions.csv.
+    """Makes the left part of Figure 4, and writes predictions.png and predictions.csv.
 
     Args:
       images: (R, S, S, 3) uint8.
       examples: (R,) their numbers in the split.
       probabilities: (R, K).
       labels: (R,).
-      names: of the classes.
+      names: names of the classes.
       folder: for the files.
     """
     made = []
@@ -160,7 +160,7 @@ def nearest(query: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.nda
       features: (n, D) float32, n at least 1.
 
     Returns:
-      Their places (R, m) and distances (R, m), m = 6 or all.
+      Their indices (R, m) and distances (R, m); m is 6, or n if there are fewer.
     """
     distances = np.stack([np.linalg.norm(features - row, axis=1) for row in query])  # (R, n)
     places = np.argsort(distances, 1, kind="stable")[:, :NEAREST]
@@ -177,15 +177,15 @@ def neighbours(
     names: list[str],
     folder: Path,
 ) -> list[list[Neighbour]]:
-    """Figure 4, right: one row for each test image; also as neighbours.png and neighbours.csv.
+    """Makes the right part of Figure 4, a row for each test image, and writes neighbours.png and neighbours.csv.
 
     Args:
       shown: R test images.
-      images: (R, S, S, 3) uint8, the same.
-      neighbour_images: (R, m, S, S, 3) uint8.
+      images: (R, S, S, 3) uint8, their pixels.
+      neighbour_images: (R, m, S, S, 3) uint8, the training images.
       examples: (R, m) their numbers in the training split.
       labels, distances: (R, m).
-      names: of the classes.
+      names: names of the classes.
       folder: for the files.
     """
     made = [

@@ -1,4 +1,4 @@
-"""How figures look, on paper and on a screen in light and dark; images as data: URIs; tables as CSV."""
+"""The look of figures, on paper and on light and dark screens; images as data: URIs; tables as CSV."""
 
 import base64
 import csv
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from alexnet_jax.files import write_whole
 
-SHARP = 160  # pixels: smaller images are enlarged by a whole number to about this size, so that no screen blurs them
+SHARP = 160  # smaller images are enlarged to about so many pixels, by a whole number, so that no screen blurs them
 
 
 def _theme(ground, ink, faint, accent):
@@ -23,7 +23,7 @@ def _theme(ground, ink, faint, accent):
         "figure.facecolor": ground,
         "axes.facecolor": "none",
         "text.color": ink,
-        "text.parse_math": False,  # a class may be called $
+        "text.parse_math": False,  # because the name of a class may contain $
         "axes.labelcolor": ink,
         "axes.edgecolor": faint,
         "xtick.color": ink,
@@ -37,7 +37,7 @@ def _theme(ground, ink, faint, accent):
         "lines.linewidth": 1.6,
         "font.size": 11,
         "axes.titlesize": 11,
-        "svg.hashsalt": "alexnet_jax",  # the same figure, the same file
+        "svg.hashsalt": "alexnet_jax",  # so that the same figure gives the same file
     }
 
 
@@ -47,7 +47,7 @@ DARK = _theme("#14181d", "#e4e8ed", "#7d8894", "#6cb4f5")
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A figure for the page: data: URIs of SVGs for light and dark screens, and a text for readers who see neither."""
+    """A figure for the page: data: URIs of SVGs for light and dark screens, and a text for readers who cannot see them."""
 
     light: str
     dark: str
@@ -55,20 +55,20 @@ class Chart:
 
 
 def chart(draw: Callable[[Figure], None], size: tuple[float, float], alt: str, path: Path) -> Chart:
-    """Draws a figure for the page, and as PNG.
+    """Draws a figure for the page, and writes it as PNG.
 
     Args:
       draw: function that draws into a matplotlib figure, with the colours C0 (accent), C1 (ink) and C2 (faint).
       size: width and height in inches.
       alt: the figure in words.
-      path: of the PNG.
+      path: the PNG file to write.
     """
     save_png(draw, size, path)
     return Chart(*(_uri("image/svg+xml", _drawn(draw, size, theme, "svg")) for theme in (LIGHT, DARK)), alt)
 
 
 def save_png(draw: Callable[[Figure], None], size: tuple[float, float], path: Path) -> None:
-    """Writes a figure as PNG of 160 pixels an inch; arguments as in chart."""
+    """Writes a figure as PNG, 160 pixels per inch; arguments as in chart."""
     write_whole(path, _drawn(draw, size, LIGHT, "png"))
 
 
@@ -83,13 +83,13 @@ def _drawn(draw, size, theme, kind):
 
 
 def save_gallery(images: list[list[np.ndarray]], titles: list[list[str]], path: Path) -> None:
-    """Writes rows of square (H, H, 3) uint8 images, each below a title of up to three lines of 22 letters, as PNG."""
+    """Writes rows of square (H, H, 3) uint8 images as PNG, each with a title of up to 3 lines of 22 letters above it."""
     rows, columns = len(images), len(images[0])
-    cell = 1.35  # height, where the width is 1 and the image's side 0.94
+    cell = 1.35  # height of a cell; its width is 1, and the side of its image is 0.94
 
     def draw(figure):
         figure.set_layout_engine("none")
-        axis = figure.add_axes((0, 0, 1, 1))  # one axis for all: an axis for each image takes seconds
+        axis = figure.add_axes((0, 0, 1, 1))  # one axis for all images, because one for each takes seconds
         axis.set_axis_off()
         for r, c in np.ndindex(rows, columns):
             bottom = cell * (r + 1)
@@ -102,14 +102,17 @@ def save_gallery(images: list[list[np.ndarray]], titles: list[list[str]], path: 
 
 
 def show(axis, image: np.ndarray, title: str) -> None:
-    """Shows an image without the ticks of a chart."""
+    """Shows an image with a title, without ticks."""
     axis.imshow(image)
     axis.set_title(title, fontsize=8)
     axis.set_axis_off()
 
 
 def image_uri(pixels: np.ndarray) -> str:
-    """(H, W, 3 or 4) uint8 pixels, the fourth opacity, as a data: URI: small ones sharp and exact, others as JPEG."""
+    """(H, W, 3 or 4) uint8 pixels -> a data: URI; the fourth channel is opacity.
+
+    Small images are enlarged and exact, as PNG. Larger ones are JPEG, if they have no opacity.
+    """
     scale = max(1, round(SHARP / len(pixels)))
     pixels = pixels.repeat(scale, 0).repeat(scale, 1)
     if pixels.shape[-1] == 4:
@@ -123,7 +126,7 @@ def _uri(kind, content):
 
 
 def write_csv(path: Path, header: list[str], rows: Iterable) -> None:
-    """Writes a table as CSV, whole or not at all."""
+    """Writes a table as CSV, completely or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

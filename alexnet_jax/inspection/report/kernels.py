@@ -12,7 +12,7 @@ from alexnet_jax.network.architectures import Conv, layer_names
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """A tower's kernels as an image, their number, and their colour share, or None if colours mean nothing."""
+    """A tower: its kernels as an image, their number, and their colour share; None if the network sees no colours."""
 
     image: str
     count: int
@@ -21,18 +21,18 @@ class Tower:
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """Figure 3: the towers, the kernels' layer and size, and the specialisation, None for one tower or grey kernels."""
+    """Figure 3: the kernels' layer and size, the towers, and their specialisation (None for one tower or one channel)."""
 
     layer: str
     size: int
     towers: list[Tower]
     specialisation: float | None
     grey_input: bool  # the network sees one channel
-    grey_data: bool  # three equal channels: the colours in the kernels come from their initialisation
+    grey_data: bool  # images with three equal channels: the kernels' colours come from the initial weights
 
 
 def make(weights: Weights, folder: Path) -> Kernels | None:
-    """Figure 3 of a network, also as kernels.png and kernels.csv; None if no convolution sees the images."""
+    """Makes Figure 3, and writes kernels.png and kernels.csv; None if the first layer is not a convolution."""
     layers = dict(zip(layer_names(weights.architecture), weights.architecture, strict=True))
     first = next(name for name in layers if name in weights.params)
     if not isinstance(layers[first], Conv):
@@ -60,8 +60,8 @@ def colour_share(kernels: np.ndarray) -> float:
 
     The weights of a pixel are a vector (R, G, B) = g + c: g, along (1, 1, 1), responds to brightness, and c,
     perpendicular to it, only to colour. The share is sum |c|^2 / sum (|g|^2 + |c|^2) over all pixels of all kernels. So
-    a kernel that has learned nothing, and is small, hardly counts. It is 0 for grey kernels, 1 for kernels that see no
-    brightness, and 2/3 for random ones, because two of three directions are perpendicular to the axis.
+    a small kernel, which has learned nothing, hardly counts. The share is 0 for grey kernels, 1 for kernels that see no
+    brightness, and 2/3 for random kernels, because two of three directions are perpendicular to the axis.
 
     Args:
       kernels: (..., 3) weights, not all of them 0.
@@ -73,8 +73,8 @@ def colour_share(kernels: np.ndarray) -> float:
 def specialisation(kernels: np.ndarray) -> float:
     """How far the towers have specialised in brightness and colour: the largest colour share minus the smallest.
 
-    1 if one tower is grey and another sees only colour; about 0 if they are alike, like random ones:
-    two random towers of 48 kernels of 11 x 11 are 0.006 apart on average, two of 16 of 5 x 5 are 0.02.
+    It is 1 if one tower is grey and another sees only colour. It is about 0 if the towers are alike. Random towers are:
+    on average it is 0.006 for two random towers of 48 kernels of 11 x 11, and 0.02 for two of 16 kernels of 5 x 5.
 
     Args:
       kernels: (T, ..., 3), towers first.
@@ -84,12 +84,12 @@ def specialisation(kernels: np.ndarray) -> float:
 
 
 def tile(kernels: np.ndarray) -> np.ndarray:
-    """(n, h, w, C) kernels side by side, (H, W, 4) uint8: each scaled around mid-grey; transparent between them."""
+    """(n, h, w, C) kernels -> one image (H, W, 4) uint8: each is scaled around mid-grey, with clear pixels between."""
     count, height, width = kernels.shape[:3]
     columns = min(count, 16 if count > 16 else 8)
     rows = -(-count // columns)
     largest = np.abs(kernels).max((1, 2, 3), keepdims=True)
-    scaled = 0.5 + 0.5 * kernels / np.where(largest > 0, largest, 1)  # in [0, 1], 0 at 1/2
+    scaled = 0.5 + 0.5 * kernels / np.where(largest > 0, largest, 1)  # in [0, 1]; a weight of 0 becomes 1/2
     pixels = np.zeros((rows * columns, height + 1, width + 1, 4), np.uint8)
     pixels[:count, :-1, :-1, :3] = np.round(255 * np.broadcast_to(scaled, (count, height, width, 3)))
     pixels[:count, :-1, :-1, 3] = 255
