@@ -38,6 +38,14 @@ DEFAULTS = {"architecture": "PAPER_QUARTER_FAN_IN_NO_DROPOUT", "image_size": 128
 CONFIG = str(Path(__file__).parent.parent / "configs" / "imagenette.py")
 
 
+def config_of(flags):
+    """The config that --config.FIELD=VALUE flags give, with the defaults of this script."""
+    defaults = [f"--config.{name}={value}" for name, value in DEFAULTS.items()]
+    config = config_lib.from_flags([f"--config={CONFIG}", *defaults, *flags])
+    config_lib.check(config)
+    return config
+
+
 def losses(config, steps, dtype):
     """Yields the loss of each step, here and in PyTorch.
 
@@ -64,7 +72,8 @@ def losses(config, steps, dtype):
         state, metrics = train_step(state, batch, statistics, recipe=recipe)
         optimizer.zero_grad(set_to_none=True)
         inputs = torch.tensor(images.transpose(0, 3, 1, 2).astype(dtype))
-        loss = torch.nn.functional.cross_entropy(network(inputs), torch.tensor(batch["label"], dtype=torch.long))
+        logits = network(inputs)[:, : architecture[-1].units]  # our last layer may have one output more than classes
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(batch["label"], dtype=torch.long))
         loss.backward()
         optimizer.step()
         yield float(metrics["loss"]), loss.item()
@@ -107,10 +116,7 @@ def main():
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     options, rest = parser.parse_known_args()
-    defaults = [f"--config.{name}={value}" for name, value in DEFAULTS.items()]
-    config = config_lib.from_flags([f"--config={CONFIG}", *defaults, *rest])
-    config_lib.check(config)
-    rows = []
+    config, rows = config_of(rest), []
     with jax.enable_x64(options.dtype == "float64"):
         for step, (here, there) in enumerate(losses(config, options.steps, options.dtype), 1):
             rows.append((step, here, there))

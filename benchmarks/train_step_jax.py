@@ -31,7 +31,7 @@ def plain_layers(architecture):
         groups = 1 if fields.get("sees") == "all" or name == "conv1" else towers_of(architecture)
         match layer:
             case Input(scale=scale):
-                fields["scale"] = None if scale == 1 else np.float32(scale)
+                fields["scale"] = None if scale == 1 else np.float64(scale)
             case Conv(padding=padding, table=table):
                 fields |= {"groups": groups, "padding": padding if isinstance(padding, tuple) else (padding,) * 2}
                 fields["mask"] = None if table is None else mask_of(layer, shapes[before][-1])

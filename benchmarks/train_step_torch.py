@@ -43,7 +43,7 @@ class Network(nn.Module):
         for layer in self.layers:
             match layer.kind:
                 case "Input":
-                    x = x if layer.scale is None else x * self.scale
+                    x = x if layer.scale is None else x * self.scale.to(x.dtype)
                 case "Conv" | "Dense" | "Subsample":
                     if layer.kind == "Conv" and layer.padding[0] != layer.padding[1]:
                         x = functional.pad(x, layer.padding * 2)

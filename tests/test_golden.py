@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import weights
+from PIL import Image
 from tiny import place, put, recipe_of, statistics_of
 
 from alexnet_jax import CAFFENET, LRN, SLIDES, TORCHVISION, AlexNet, Conv, Dense, Flatten, Input, MaxPool, ReLU
@@ -35,7 +36,8 @@ TRAINED = (
     ReLU(),
     Dense(6),
 )
-FOLDER = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "tests" / "golden"
 with np.load(FOLDER / "networks.npz") as file:
     GOLDEN = dict(file)
 
@@ -136,6 +138,23 @@ def test_twenty_steps_of_the_paper_s_rule_equal_its_formula_in_pytorch():
         assert_near(loss, wanted)
     for name, array in to_torch(jax.device_get(state.params), arrays, TRAINED).items():
         assert_near(array, GOLDEN[f"TRAINED/{name}"])
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of what imports TFDS
+def test_losses_of_a_run_equal_pytorch_s_step_by_step(monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    learning_curve, rng = importlib.import_module("learning_curve"), np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 1)):
+        for i in range(count):
+            path = tmp_path / split / f"class{i % 3}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)).save(path)
+    config = learning_curve.config_of([f"--config.dataset=folder:{tmp_path}", "--config.batch_size=8"])
+    with jax.enable_x64(True):
+        here, there = zip(*learning_curve.losses(config, 6, "float64"), strict=True)  # two epochs
+    np.testing.assert_allclose(here, there, rtol=1e-12)
+    assert len(set(here)) == 6
 
 
 def test_the_script_still_makes_these_goldens(monkeypatch):

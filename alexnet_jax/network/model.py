@@ -36,7 +36,7 @@ class AlexNet(nn.Module):
 
     Attributes:
       architecture: tuple of layers, as in architectures.py.
-      dtype: type of the activations; parameters and logits are float32.
+      dtype: type of the activations; parameters are float32, logits too unless dtype is float64.
       placement: how weights and images are split over devices, for calls under towers.spread.
     """
 
@@ -73,6 +73,7 @@ class AlexNet(nn.Module):
         for name, layer in zip(architectures.layer_names(self.architecture), self.architecture, strict=True):
             match layer:
                 case Input():
+                    images = images.astype(jnp.promote_types(images.dtype, self.dtype))
                     hs = [_image(images, layer).astype(self.dtype)] * (count // place.copies)  # each tower sees it
                     continue
                 case Conv() | Dense():
@@ -104,7 +105,7 @@ class AlexNet(nn.Module):
         with jax.named_scope("into_logits"):
             logits = place.join(hs, split, False)
         # The last layer was rounded up if its classes do not divide evenly into the towers.
-        return logits[:, : self.architecture[-1].units].astype(jnp.float32)
+        return logits[:, : self.architecture[-1].units].astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
 def param_specs(network: AlexNet) -> dict[str, dict[str, jax.sharding.PartitionSpec]]:
@@ -170,7 +171,7 @@ def _image(images, layer):
             f"images have shape {images.shape}; this network takes (N, {', '.join(map(str, accepted))})"
             + (" or three channels, and then uses their mean." if layer.channels == 1 else ".")
         )
-    return images if layer.scale == 1 else images * jnp.asarray(layer.scale)
+    return images if layer.scale == 1 else images * jnp.asarray(layer.scale, images.dtype)
 
 
 def _within_a_tower(layer, h):

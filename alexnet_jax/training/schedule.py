@@ -74,7 +74,7 @@ def after_step(state: ScheduleState, loss, step, chance) -> ScheduleState:
       step: () int32, number of steps done, with this one.
       chance: () the loss at chance, in nats.
     """
-    loss = state.loss + MEMORY * (loss - state.loss)
+    loss = (state.loss + MEMORY * (loss - state.loss)).astype(jnp.float32)
     left_now = (state.left_chance == 0) & (loss < LEFT * chance)
     return state.replace(loss=loss, left_chance=jnp.where(left_now, step, state.left_chance))
 
