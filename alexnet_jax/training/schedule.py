@@ -70,7 +70,7 @@ def after_step(state: ScheduleState, loss, step, chance) -> ScheduleState:
 
     Args:
       state: before the step.
-      loss: () mean loss of the step's batch, in nats.
+      loss: () mean loss of the step's batch, in nats; train_step says what it takes for RBF.
       step: () int32, number of steps done, with this one.
       chance: () the loss at chance, in nats.
     """

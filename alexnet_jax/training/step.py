@@ -81,8 +81,11 @@ def train_step(state: TrainState, batch, statistics: Statistics, *, recipe: Reci
     # From here on, arrays are global again, and the compiler makes each device update its own part.
     rates, bias_rates = ({layer: f(state, layer) for layer in state.params} for f in (recipe.rate, recipe.bias_rate))
     updates, opt_state = recipe.rule(rates, bias_rates).update(gradients, state.opt_state, state.params)
-    chance = schedule.chance_loss(statistics.label_counts, recipe.network.architecture[-1].units)
-    plan = schedule.after_step(state.schedule, loss, state.step + 1, chance)
+    last = recipe.network.architecture[-1]
+    chance = schedule.chance_loss(statistics.label_counts, last.units)
+    # The loss of an RBF layer has another scale: there the error takes its place, relative to that of guessing.
+    learned = chance * error / (100 - 100 / last.units) if hasattr(last, "rubbish") else loss
+    plan = schedule.after_step(state.schedule, learned, state.step + 1, chance)
     metrics = {
         "loss": loss,
         "error": error,
