@@ -73,8 +73,7 @@ class AlexNet(nn.Module):
         for name, layer in zip(architectures.layer_names(self.architecture), self.architecture, strict=True):
             match layer:
                 case Input():
-                    images = images.astype(jnp.promote_types(images.dtype, self.dtype))
-                    hs = [_image(images, layer).astype(self.dtype)] * (count // place.copies)  # each tower sees it
+                    hs = [_image(images, layer, self.dtype)] * (count // place.copies)  # each tower sees it
                     continue
                 case Conv() | Dense():
                     local, outputs = place.local_shape(layer, count)
@@ -161,8 +160,9 @@ class _Subsample(nn.Module):
         return [kernel[t] * layers.average_pool(h, size, size) + bias[t] for t, h in enumerate(hs)]
 
 
-def _image(images, layer):
-    """The images as the first layer sees them: with its number of channels and its scale."""
+def _image(images, layer, dtype):
+    """The images as the first layer sees them: with its number of channels, its scale and its type."""
+    images = images.astype(jnp.promote_types(images.dtype, dtype))  # to float64 before, to bfloat16 after scaling
     accepted = (layer.size, layer.size, layer.channels)
     if layer.channels == 1 and images.shape[1:] == (layer.size, layer.size, 3):
         images = images.mean(-1, keepdims=True)
@@ -171,7 +171,7 @@ def _image(images, layer):
             f"images have shape {images.shape}; this network takes (N, {', '.join(map(str, accepted))})"
             + (" or three channels, and then uses their mean." if layer.channels == 1 else ".")
         )
-    return images if layer.scale == 1 else images * jnp.asarray(layer.scale, images.dtype)
+    return (images if layer.scale == 1 else images * jnp.asarray(layer.scale, images.dtype)).astype(dtype)
 
 
 def _within_a_tower(layer, h):
