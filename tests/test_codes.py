@@ -92,7 +92,7 @@ def test_the_file_gives_back_what_was_written_and_others_are_refused(tmp_path, c
     np.testing.assert_array_equal(same.encode(clustered), encoder.encode(clustered))
     with pytest.raises(UsageError, match="holds codes of other features"):
         codes.read(path, index_of(tmp_path / "other.npz", dtype="bfloat16"))
-    with pytest.raises(UsageError, match=r"nothing\.npz does not exist\. Make it by"):
+    with pytest.raises(UsageError, match=r"nothing\.npz does not exist\. Make it with"):
         codes.read(tmp_path / "nothing.npz", index)
     with pytest.raises(UsageError, match=r"is not a complete file of codes \(.*code.*\)"):
         codes.read(index.path, index)

@@ -178,10 +178,13 @@ def test_rows_that_were_not_run_are_empty():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "another"}, "the split of network 0 is made up, and of network 1 another"),
-        ({"examples": 19}, "the number of examples of network 0 is 20, and of network 1 19"),
-        ({"classes": ("0", "1")}, "the number of classes of network 0 is 8, and of network 1 2"),
-        ({"classes": tuple("abcdefgh")}, "the classes of network 0 is 0, 1, 2, .*, and of network 1 a, b, c"),
+        (
+            {"split": "another"},
+            "network 0 and network 1 differ in the split: the first has made up, the second has another",
+        ),
+        ({"examples": 19}, "differ in the number of examples: the first has 20, the second has 19"),
+        ({"classes": ("0", "1")}, "differ in the number of classes: the first has 8, the second has 2"),
+        ({"classes": tuple("abcdefgh")}, "differ in the classes: the first has 0, 1, 2, .*, the second has a, b, c"),
         ({"digest": "network 0"}, "are the same network"),
     ],
 )
@@ -222,7 +225,7 @@ def test_files_that_hold_no_predictions_are_refused(tmp_path):
     path = tmp_path / "x.npz"
 
     def refused(message=""):
-        with pytest.raises(UsageError, match=rf"x\.npz holds no complete predictions .*{message}"):
+        with pytest.raises(UsageError, match=rf"x\.npz is not a complete file of predictions .*{message}"):
             ensemble.load(path)
 
     refused("No such file")
@@ -311,7 +314,7 @@ def test_runs_are_evaluated_saved_and_used_again(workdirs, tmp_path, capsys):
     run(*[f"--predictions={path}" for path in files if path.name.endswith("-1.npz")], "--average=searched")
     shown = capsys.readouterr().out
     assert "averaged, weights " in shown
-    assert "Errors on 15 of the 30: weights were searched on the others." in shown
+    assert "These are errors on 15 of the 30 images. The weights were searched on the others." in shown
     for arguments, message in (
         ([f"--predictions={files[0]}", two[0]], "are the same network"),
         ([f"--predictions={path}" for path in files[:3]], "but 1 was given"),
@@ -324,7 +327,9 @@ def test_runs_are_evaluated_saved_and_used_again(workdirs, tmp_path, capsys):
 def test_what_does_not_fit_is_told_before_anything_runs(workdirs, tmp_path, monkeypatch):
     monkeypatch.setattr(ensemble, "predict", None)
     first, second, other = (f"--workdir={workdir}" for workdir in workdirs)
-    with pytest.raises(UsageError, match=r"the split of step 3 of the run run_0_.* is folder:.*five"):
+    with pytest.raises(
+        UsageError, match=r"step 3 of the run run_0_.* differ in the split: the first has folder:.*five"
+    ):
         run(first, other)
     with pytest.raises(UsageError, match="at least 2 networks, but 0 was given"):
         run()

@@ -140,7 +140,7 @@ def test_a_run_that_diverges_is_an_outcome_and_not_the_end(trained, tmp_path, ca
     done = runs.carry_out(setting_for(tmp_path), plan_of("a"), lambda _, done: done)
     assert done["a-seed0"] == {"diverged": "loss is not finite at step 7"}
     assert trained.runs == ["a-seed0", "a-seed1"]
-    assert f"recorded as diverged. To make it again, delete {tmp_path / 'a-seed0'}." in capsys.readouterr().out
+    assert f"recorded as diverged. To run it again, delete {tmp_path / 'a-seed0'}." in capsys.readouterr().out
     assert runs.results(done, ["a-seed0", "a-seed1", "a-seed2"]) == ([{"steps": 1}], "1, 1 diverged")
 
 
@@ -155,8 +155,8 @@ def test_a_plan_may_grow_with_what_has_ended(trained, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0.5}, "with --config.learning_rate=0.01, and this one has --config.learning_rate=0.5"),
-        ({"num_epochs": 3}, "with --config.num_epochs=15, and this one has --config.num_epochs=3"),
+        ({"learning_rate": 0.5}, "with --config.learning_rate=0.01, but this one has --config.learning_rate=0.5"),
+        ({"num_epochs": 3}, "with --config.num_epochs=15, but this one has --config.num_epochs=3"),
     ],
 )
 def test_an_experiment_of_another_config_is_refused(changes, message, trained, tmp_path):
@@ -165,7 +165,7 @@ def test_an_experiment_of_another_config_is_refused(changes, message, trained, t
     other.update(changes)
     with pytest.raises(UsageError, match=message):
         runs.carry_out(setting_for(tmp_path, other), plan_of("a"), lambda *_: "table")
-    with pytest.raises(UsageError, match="with experiment=test, and this one has experiment=other"):
+    with pytest.raises(UsageError, match="with experiment=test, but this one has experiment=other"):
         runs.carry_out(setting_for(tmp_path, name="other"), plan_of("a"), lambda *_: "table")
     other = quickstart.get_config()
     other.data_dir = str(tmp_path)  # data may move
@@ -311,13 +311,13 @@ def test_figure_1_says_which_seeds_did_not_get_there(tmp_path):
             ended(tmp_path, f"{network}-rate{rate}-seed0", [80] * (epochs - 1) + [25])
         ended(tmp_path, f"{network}-rate0.004-seed1", [80, 70] if network == "tanh" else [80, 25])
     text = figure1.write(setting_for(tmp_path, cifar10.get_config()), runs.outcomes(tmp_path))
-    assert "relu: 1.5 ± 0.0 epochs\ntanh: 1.5 epochs; 1 of 2 seeds did not get there\n" in text
+    assert "relu: 1.5 ± 0.0 epochs\ntanh: 1.5 epochs; 1 of 2 seeds did not reach it\n" in text
     assert "times as many" not in text
 
 
 def test_figure_1_needs_lines_in_each_epoch(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 12, "eval_top1_error": 50}\n')
-    with pytest.raises(UsageError, match="an epoch of 12 steps has no line"):
+    with pytest.raises(UsageError, match="has no training error in an epoch of 12 steps"):
         figure1.errors_of_epochs(tmp_path)
 
 
@@ -351,7 +351,10 @@ def test_figure_1s_table_has_the_ratio_of_epochs(tmp_path):
     text = figure1.write(setting, runs.outcomes(tmp_path))
     # ReLU: 1.5 and 3.5 epochs; tanh: 5.5 and 6.5.
     assert "relu: 2.5 ± 1.0 epochs\ntanh: 6.0 ± 0.5 epochs\n" in text
-    assert "tanh takes 2.4 times as many epochs as ReLU; seed by seed 1.9 to 3.7; the paper: 6 times." in text
+    assert (
+        "tanh takes 2.4 times as many epochs as ReLU (1.9 to 3.7 times for single seeds). In the paper: 6 times."
+        in text
+    )
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert [row["remark"] for row in rows] == ["quickest rate", "", "", "quickest rate"] * 2
     assert rows[1]["epochs to 25% training error"] == "3.5"
@@ -565,7 +568,7 @@ def test_the_command_makes_runs_and_their_table(folder, tmp_path, monkeypatch, c
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train", lambda *_, **__: pytest.fail("it had ended"))
         cli.main(command)
-    with pytest.raises(SystemExit, match=r"--config.num_steps=2, and this one has --config.num_steps=3"):
+    with pytest.raises(SystemExit, match=r"--config.num_steps=2, but this one has --config.num_steps=3"):
         cli.main([*command[:-3], "--config.num_steps=3", *command[-2:]])
 
 
@@ -593,7 +596,8 @@ def test_a_tuple_given_replaces_the_experiments_own(tmp_path, monkeypatch):
 def test_without_a_checkout_the_command_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        SystemExit, match=r"configs/cifar10.py does not exist here. Start this in the checkout, or give --config"
+        SystemExit,
+        match=r"configs/cifar10.py does not exist here. Start this in the repository's folder, or give --config",
     ):
         cli.main(["experiment", "figure1", f"--workdir={tmp_path}"])
 
@@ -661,7 +665,7 @@ def test_the_baseline_tells_stripes_apart_and_is_resumed_at_its_blocks(stripes, 
 
 def test_the_baseline_asks_for_room_before_it_begins(tmp_path):
     # 33,024 numbers of 4 bytes for each of a million images, twice
-    with pytest.raises(UsageError, match=r"1010000 images need 264 GB of memory; there are \d+ GB"):
+    with pytest.raises(UsageError, match=r"1010000 images need 264 GB of memory, but there are \d+ GB"):
         baseline._check_room(1_000_000, 10_000, tmp_path)
 
 
@@ -683,7 +687,7 @@ def test_the_baseline_says_what_it_needs(monkeypatch, tmp_path):
 def test_specialisation_is_of_towers_that_see_colours(architecture, tmp_path):
     base = quickstart.get_config()
     base.architecture = architecture
-    with pytest.raises(UsageError, match=r"accepted is a network with two towers or more that sees colours"):
+    with pytest.raises(UsageError, match=r"accepted are at least 2 towers and 3 channels"):
         specialisation.run(setting_for(tmp_path, base))
 
 

@@ -223,5 +223,5 @@ def test_a_run_s_checkpoint_is_chosen(which, step, tmp_path, capsys, monkeypatch
 def test_a_file_of_weights_has_no_best_checkpoint(capsys):
     arguments = "export", "--weights=w.safetensors", "--checkpoint=best", "--output=net"
     assert message_of(capsys, *arguments).startswith(
-        "error: --checkpoint=best goes with --workdir, not with --weights."
+        "error: --checkpoint=best is only for --workdir, not for --weights."
     )

@@ -79,7 +79,7 @@ def test_a_file_that_is_broken_off_or_another_is_refused(tmp_path):
         np.savez(part, **{**arrays, "labels": arrays["labels"][1:]})
     with pytest.raises(UsageError, match="has 21 features and 20 labels"):
         features.read(part)
-    with pytest.raises(UsageError, match=r"nothing\.npz does not exist\. Make it by"):
+    with pytest.raises(UsageError, match=r"nothing\.npz does not exist\. Make it with"):
         features.read(tmp_path / "nothing.npz")
 
 
@@ -132,7 +132,7 @@ def test_an_image_finds_itself_first(world, capsys):
     image = next((world / "pictures" / "train" / "dog").iterdir())
     call(f"retrieve {image} {network} --index={world}/index.npz --top=3")
     exact = capsys.readouterr().out.splitlines()
-    assert exact[0].startswith(f"{image}, by relu4 among 240 images of folder:")
+    assert exact[0].startswith(f"{image}: nearest by relu4 among 240 images of folder:")
     distance, name, place = exact[1].split()
     assert (len(exact), name, place) == (4, "dog", str(image))
     assert float(distance) < 1e-5  # not 0: batches of other sizes are rounded otherwise
@@ -144,7 +144,7 @@ def test_codes_are_made_measured_and_searched(world, capsys, monkeypatch):
     call(f"features {network} --dataset=folder:{world}/pictures --output={world}/c.npz --dtype=bfloat16")
     call(f"codes --index={world}/c.npz --bits=32 --output={world}/codes.npz")
     told = capsys.readouterr().out
-    assert "Bytes per image: 4; as features 32" in told
+    assert "Bytes per image: 4 as a code, 32 as features" in told
     assert "Queries: 24 images that the auto-encoder did not learn from" in told
     image = world / "pictures" / "train" / "cat" / "000.png"
     call(f"retrieve {image} {network} --index={world}/c.npz --codes={world}/codes.npz")
@@ -164,7 +164,7 @@ def test_what_cannot_be_is_told(world, tmp_path):
         f"retrieve x --weights={tmp_path}/other.safetensors --index={index}": "holds features of another network",
         f"codes --index={index} --output={tmp_path}/c.npz --bits=5": "bits is 5; accepted are multiples of 32",
         f"codes --index={index} --output={tmp_path}/c.npy": "accepted is a name that ends in .npz",
-        f"features {network} {data} --output={tmp_path}/no/f.npz": "there is no folder",
+        f"features {network} {data} --output={tmp_path}/no/f.npz": "no does not exist. Create it",
         f"features {network} {data} --output={tmp_path}/f.npz --layer=fc9": "layer is 'fc9'; this network has",
         f"features {network} {data} --output={tmp_path}/f.npz --split=x": "Set --split=NAME",
     }.items():

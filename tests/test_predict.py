@@ -200,13 +200,13 @@ def test_other_classes_have_the_numbers_of_their_order_unless_a_mapping_has_othe
 
 def test_mappings_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "few").write_text("3 a\n")
-    with pytest.raises(UsageError, match=r"no number for 2 of the 3 classes, the first of which is 'b'"):
+    with pytest.raises(UsageError, match=r"no number for 2 of the 3 classes, for example 'b'"):
         submission.class_ids(("b", "a", "c"), str(tmp_path / "few"))
     (tmp_path / "other").write_text("a 3\n")
-    with pytest.raises(UsageError, match="other lines than"):
+    with pytest.raises(UsageError, match="has a line that is not 'ILSVRC2012_ID WordNet-id'"):
         submission.class_ids(("a",), str(tmp_path / "other"))
     (tmp_path / "meta.mat").write_text("This is a text.")
-    with pytest.raises(UsageError, match=r"is no meta\.mat"):
+    with pytest.raises(UsageError, match=r"is not a meta\.mat"):
         submission.class_ids(("a",), str(tmp_path / "meta.mat"))
 
 
@@ -224,10 +224,10 @@ def test_submit_writes_a_line_an_image(folder, file_of_weights, tmp_path, capsys
 def test_submit_writes_nothing_if_a_file_is_no_image(file_of_weights, tmp_path):
     (tmp_path / "text.jpg").write_text("This is a text.")
     with pytest.raises(
-        UsageError, match=r"text\.jpg is not an image: it begins with .* A submission has a line for each"
+        UsageError, match=r"text\.jpg is not an image: it begins with .* A submission needs one line for each"
     ):
         run("submit", tmp_path, f"--weights={file_of_weights}", f"--output={tmp_path}/out.txt")
-    with pytest.raises(UsageError, match="there is no folder"):
+    with pytest.raises(UsageError, match="none does not exist"):
         run("submit", tmp_path, f"--weights={file_of_weights}", f"--output={tmp_path}/none/out.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["text.jpg"]
 
@@ -292,7 +292,7 @@ def test_on_a_terminal_each_class_has_a_bar_that_the_line_has_room_for(monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint=best"], "goes with --workdir"),
+        (["--checkpoint=best"], "is only for --workdir"),
         (["--names=none.txt"], "--names=none.txt cannot be read"),
     ],
 )

@@ -153,10 +153,10 @@ def test_weights_are_evaluated_on_data_with_their_classes(data, pretrained, tmp_
     assert shown["one_view"] == pytest.approx(result["one_view"], rel=1e-5)
     assert "ten_views" not in shown  # as the run's config has it
     for arguments, wanted in (
-        ([f"--dataset={data[0]}", "--checkpoint=best"], "--checkpoint=best goes with --workdir, not with --weights"),
+        ([f"--dataset={data[0]}", "--checkpoint=best"], "--checkpoint=best is only for --workdir, not for --weights"),
         ([f"--dataset={data[0]}", "--split=foo"], "Set --split=NAME"),
         (["--dataset=folder:/no/where"], "there is no such folder"),
-        ([f"--dataset={data[1]}"], "has 3 classes, and .* has 5 classes of many"),
+        ([f"--dataset={data[1]}"], "has 3 classes, but .* has 5 classes of many"),
         ([], "--dataset is missing"),
         ([f"--dataset={data[0]}", "--split=test"], "has no split 'test'; it has 'train', 'val'"),
     ):
@@ -165,7 +165,7 @@ def test_weights_are_evaluated_on_data_with_their_classes(data, pretrained, tmp_
         assert re.search(wanted, stop.value.code)
     with pytest.raises(SystemExit) as stop:
         cli.main(["evaluate", f"--workdir={pretrained}", "--dataset=digits"])
-    assert "--dataset and --split go with --weights" in stop.value.code
+    assert "--dataset and --split are only for --weights" in stop.value.code
 
 
 def test_a_run_of_another_version_is_not_evaluated(pretrained, tmp_path):

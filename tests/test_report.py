@@ -352,7 +352,7 @@ def test_a_run_tested_from_one_view_alone_and_never_logged_has_its_page(tmp_path
     text = Page(write(tmp_path)).text
     assert "76.9" in text["errors"]
     assert "views," not in text["errors"].replace("ten views", "")
-    assert "The rate never dropped" in text["curves"]
+    assert "The learning rate never dropped" in text["curves"]
     assert "chance" not in text["curves"]  # a run of before 2026-11-27 does not say
 
 

@@ -8,11 +8,11 @@ import sys
 
 from alexnet_jax.cli import common, ensemble, experiment, predict, report, retrieve
 
-# Heavy imports are inside the functions that use them, so that --help is quick.
+# Heavy imports are inside the functions that use them, so that --help is fast.
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; errors that the user can correct are printed as one sentence."""
+    """Runs one command; errors that the user can correct are printed without a traceback."""
     commands = parser()
     options, rest = commands.parse_known_args(arguments)
     if options.command == "doctor":
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
         commands.error(f"unrecognized arguments: {' '.join(rest)}")
     # Before the import of TensorFlow, which only reads data here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # this avoids two lines of warning
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # this avoids two warnings
     from alexnet_jax.errors import UsageError, missing_package
 
     try:
@@ -36,48 +36,48 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    program = argparse.ArgumentParser(prog="python -m alexnet_jax", description="AlexNet in JAX: side jobs.")
+    program = argparse.ArgumentParser(prog="python -m alexnet_jax", description="AlexNet in JAX; main.py trains it.")
     commands = program.add_subparsers(dest="command", required=True)
 
     summary = commands.add_parser("summary", help="print the table of layers, sizes and parameters")
-    summary.add_argument("--architecture", default="PAPER", help="PAPER, SLIDES, LENET5, ...; a wrong name lists all")
-    summary.add_argument("--batch_size", type=common.positive, help="default 1, with --communication 128")
+    summary.add_argument("--architecture", default="PAPER", help="PAPER, SLIDES, LENET5, ...; any other name lists all")
+    summary.add_argument("--batch_size", type=common.positive, help="batch size; default 1, with --communication 128")
     summary.add_argument(
-        "--communication", action="store_true", help="print instead what the devices send each other in a step"
+        "--communication", action="store_true", help="print instead what the devices send to each other in a step"
     )
     summary.add_argument(
         "--devices", type=common.positive, default=2, help="with --communication: the number of devices"
     )
     summary.add_argument(
-        "--tower", type=common.positive, help="with --communication: devices that share the towers; default both"
+        "--tower", type=common.positive, help="with --communication: number of devices that share the towers; default 2"
     )
-    summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as config.mesh's")
+    summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as in config.mesh")
     summary.set_defaults(run=_summary)
 
     _add_data_commands(commands)
 
-    evaluate = commands.add_parser("evaluate", help="errors of a run's checkpoint or of weights, one view and ten")
+    evaluate = commands.add_parser("evaluate", help="errors of a run or of weights, from one view and from ten")
     common.add_network(evaluate)
-    evaluate.add_argument("--dataset", help="for --weights: as config.dataset")
-    evaluate.add_argument("--split", default="", help="for --weights: as config.eval_split")
-    evaluate.add_argument("--data_dir", help="instead of the run's own")
-    evaluate.add_argument("--batch_size", type=common.positive, help="instead of the run's own")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object more")
+    evaluate.add_argument("--dataset", help="with --weights: the data set, as config.dataset")
+    evaluate.add_argument("--split", default="", help="with --weights: the split, as config.eval_split")
+    evaluate.add_argument("--data_dir", help="folder of the data, instead of the run's own")
+    evaluate.add_argument("--batch_size", type=common.positive, help="images at a time, instead of the run's own")
+    evaluate.add_argument("--json", action="store_true", help="also print the errors as one JSON object")
     evaluate.add_argument("--coordinator", default="", help="HOST:PORT of process 0, if there are several processes")
-    evaluate.add_argument("--num_processes", type=int, default=0, help="how many there are")
+    evaluate.add_argument("--num_processes", type=int, default=0, help="number of processes")
     evaluate.add_argument("--process_id", type=int, default=-1, help="the number of this process, from 0")
     evaluate.add_argument("--timeout", type=int, default=100, help="seconds until a silent process counts as lost")
     evaluate.set_defaults(run=_evaluate)
 
-    convert = commands.add_parser("convert", help="weights of PyTorch, Caffe or a run, as one .safetensors file")
+    convert = commands.add_parser("convert", help="write weights of PyTorch, Caffe or a run as one .safetensors file")
     convert.add_argument("source", help=".safetensors, .pth, .pt, .caffemodel, or the workdir of a run")
     convert.add_argument("dest", help="the .safetensors file to write")
-    convert.add_argument("--mean", help="for a .caffemodel: its .binaryproto; default: the mean colour of ILSVRC-2012")
+    convert.add_argument("--mean", help="for a .caffemodel: its mean .binaryproto; default: ILSVRC-2012's mean colour")
     convert.set_defaults(run=_convert)
 
-    export = commands.add_parser("export", help="a network with its weights as one file for serving")
+    export = commands.add_parser("export", help="write a network with its weights as one file for serving")
     common.add_network(export)
-    export.add_argument("--output", required=True, help="the file to write; for savedmodel the folder")
+    export.add_argument("--output", required=True, help="the file to write; for savedmodel, the folder")
     export.add_argument(
         "--format", choices=("stablehlo", "savedmodel"), default="stablehlo", help="for JAX, or for TensorFlow"
     )
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         choices=(1, 5, 10),
         default=1,
-        help="views of each image; 5 are the unmirrored views of the 10",
+        help="number of views of each image; 5 are those of the 10 that are not mirrored",
     )
     export.set_defaults(run=_export)
 
@@ -97,9 +97,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_data_commands(commands):
     prepare = commands.add_parser("prepare", help="make square images of ImageNet, or of your own images, once")
-    prepare.add_argument("--source", required=True, help="tfds:NAME, tars:FOLDER (ImageNet's two) or folder:FOLDER")
+    prepare.add_argument("--source", required=True, help="tfds:NAME, tars:FOLDER (ImageNet's 2 tars) or folder:FOLDER")
     prepare.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
-    prepare.add_argument("--dataset", default="imagenet2012", help="the name that config.dataset will give")
+    prepare.add_argument("--dataset", default="imagenet2012", help="name of the data set, for config.dataset")
     prepare.add_argument("--image_size", type=common.positive, default=256, help="side of the images in pixels")
     prepare.add_argument(
         "--workers",
@@ -107,7 +107,7 @@ def _add_data_commands(commands):
         help="number of processes; default: one for each core, if the memory is enough",
     )
     prepare.add_argument(
-        "--encoding", choices=("jpeg", "raw"), default="jpeg", help="raw: pixels, larger and quicker to read"
+        "--encoding", choices=("jpeg", "raw"), default="jpeg", help="raw: pixels, larger but faster to read"
     )
     prepare.add_argument(
         "--broken", choices=("fatal", "skip"), default="fatal", help="what to do with images that do not decode"
@@ -120,13 +120,13 @@ def _add_data_commands(commands):
         epilog="Fields of the config are set as for main.py: --config.FIELD=VALUE.",
     )
     doctor.add_argument("--config", required=True, help="FILE[:VARIANT], as for main.py")
-    doctor.add_argument("--workdir", default=".", help="where the run will go; default the current folder")
+    doctor.add_argument("--workdir", default=".", help="folder of the later run; default the current folder")
     doctor.add_argument("--output", default=".", help="folder for doctor.png; default the current folder")
     doctor.add_argument(
         "--duplicates",
         choices=("sample", "all", "none"),
         default="sample",
-        help="how many images are compared; all reads the whole dataset once",
+        help="images that are searched for duplicates; all reads the whole data set once",
     )
     doctor.set_defaults(run=_doctor)
 
@@ -199,11 +199,11 @@ def _evaluate(options):
     from alexnet_jax.evaluation import saved
 
     if options.weights and not options.dataset:
-        raise UsageError("--dataset is missing: --weights do not name a data set. Give --dataset=NAME.")
+        raise UsageError("--dataset is missing: a file of weights does not name a data set. Give --dataset=NAME.")
     common.check_network(options)
     if options.workdir and (options.dataset or options.split):
         raise UsageError(
-            "--dataset and --split go with --weights; a run is evaluated on its own data set. Leave them out."
+            "--dataset and --split are only for --weights; a run is evaluated on its own data set. Leave them out."
         )
     common.set_up_devices()
     with hosts.session(options.coordinator, options.num_processes, options.process_id, options.timeout):

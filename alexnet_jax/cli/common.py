@@ -2,7 +2,7 @@
 
 import contextlib
 
-# Heavy imports are inside the functions that use them, so that --help is quick.
+# Heavy imports are inside the functions that use them, so that --help is fast.
 
 
 def positive(text: str) -> int:
@@ -11,7 +11,7 @@ def positive(text: str) -> int:
 
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}; accepted is an integer of at least 1")
+        raise argparse.ArgumentTypeError(f"it is {text}; accepted is an integer of at least 1")
     return number
 
 
@@ -20,7 +20,7 @@ def add_network(parser) -> None:
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--workdir", help="folder of the run")
     network.add_argument("--weights", help="or a file of weights, as for convert")
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
+    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="checkpoint of the run")
 
 
 def read_network(options):
@@ -37,12 +37,13 @@ def check_network(options) -> None:
 
     if options.weights and options.checkpoint != "last":
         raise UsageError(
-            f"--checkpoint={options.checkpoint} goes with --workdir, not with --weights. Give a --workdir."
+            f"--checkpoint={options.checkpoint} is only for --workdir, not for --weights. Give --workdir, or leave "
+            "--checkpoint out."
         )
 
 
 def output(path: str, suffix: str = ""):
-    """The path of a file to write. Raises UsageError for another suffix, or if its folder does not exist."""
+    """Returns the path of a file to write. Raises UsageError for another suffix, or if its folder does not exist."""
     from pathlib import Path
 
     from alexnet_jax.errors import UsageError
@@ -51,7 +52,9 @@ def output(path: str, suffix: str = ""):
     if suffix and path.suffix != suffix:
         raise UsageError(f"--output is {path}; accepted is a name that ends in {suffix}. Give such a name.")
     if not path.parent.is_dir():
-        raise UsageError(f"--output is {path}, but there is no folder {path.parent}. Make it, or give another.")
+        raise UsageError(
+            f"--output is {path}, but the folder {path.parent} does not exist. Create it, or give another."
+        )
     return path
 
 
@@ -67,7 +70,7 @@ def own_flags():
 
 
 def open_split(dataset: str, data_dir: str, split: str, image_size: int):
-    """One split, as data.sources.Dataset.evaluation."""
+    """Opens one split; in the Dataset that is returned, it is `evaluation`."""
     from alexnet_jax.data import sources
 
     with own_flags():
@@ -75,9 +78,10 @@ def open_split(dataset: str, data_dir: str, split: str, image_size: int):
 
 
 def set_up_devices(convolutions: bool = True) -> None:
-    """Sets up JAX and TensorFlow as main.py does: accelerator for JAX only, compiled programs kept, fast convolutions.
+    """Sets up JAX and TensorFlow as main.py does: only JAX uses the accelerator, compiled programs are kept.
 
-    Without `convolutions`, XLA keeps its default for a CPU, which multiplies large matrices faster.
+    `convolutions` makes convolutions on a CPU fast. Without, XLA keeps its default for a CPU, which multiplies large
+    matrices faster.
     """
     from alexnet_jax import data, hosts
 

@@ -16,28 +16,28 @@ def add(commands) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="or a file that --save wrote; both may be mixed",
+        help="or a file that --save wrote; you can give both kinds",
     )
     ensemble.add_argument(
-        "--save", metavar="FOLDER", help="keep the predictions of the runs there, as NAME-DIGEST-VIEWS.npz"
+        "--save", metavar="FOLDER", help="folder for the predictions of the runs, as NAME-DIGEST-VIEWS.npz"
     )
-    ensemble.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of each run")
+    ensemble.add_argument("--checkpoint", choices=("last", "best"), default="last", help="checkpoint of each run")
     ensemble.add_argument(
         "--views",
         type=int,
         choices=(1, 5, 10),
-        help="views of each image; default: 1, and then as many as the runs allow",
+        help="number of views of each image; default: first 1, then as many as the runs allow",
     )
     ensemble.add_argument("--split", help="split to evaluate on, instead of the runs' eval_split")
-    ensemble.add_argument("--data_dir", help="instead of the runs' own")
+    ensemble.add_argument("--data_dir", help="folder of the data, instead of the runs' own")
     ensemble.add_argument(
         "--average",
         choices=("equal", "searched"),
         default="equal",
-        help="searched: also search weights, on every second example; the errors are then those of the others",
+        help="searched: also search weights, on every second example; the errors are then those of the other examples",
     )
     ensemble.add_argument("--paper", action="store_true", help="also print the paper's table 2 with these networks")
-    ensemble.add_argument("--json", action="store_true", help="print one JSON object more")
+    ensemble.add_argument("--json", action="store_true", help="also print the errors as one JSON object")
     ensemble.set_defaults(run=_ensemble)
 
 
@@ -46,7 +46,7 @@ def _ensemble(options):
     from alexnet_jax.evaluation import ensemble, predict
 
     if options.save and not Path(options.save).is_dir():
-        raise UsageError(f"--save={options.save}, but this folder does not exist. Make it, or give another.")
+        raise UsageError(f"--save={options.save}, but this folder does not exist. Create it, or give another.")
     common.set_up_devices()
     saved = [ensemble.load(path) for path in options.predictions]
     runs = [_open(workdir, options) for workdir in options.workdir]
@@ -58,7 +58,7 @@ def _ensemble(options):
         ensemble.check(group)
         if {member.digest for member in group} != {member.digest for member in groups[0]}:
             raise UsageError(
-                "--predictions with 1 view and with more views are of different networks. Give both for each network."
+                "--predictions with 1 view and with more views are of different networks. Give both of each network."
             )
     made = saved + [
         one for workdir, run in zip(options.workdir, runs, strict=True) for one in _run(workdir, run, views, options)
@@ -74,7 +74,7 @@ def _ensemble(options):
 
 
 def _open(workdir, options):
-    """The weights of a run, its evaluation split, and the member made of both."""
+    """The weights of a run, its evaluation split, and the Member for both."""
     from alexnet_jax import convert
     from alexnet_jax.evaluation import ensemble
     from alexnet_jax.training import setup
@@ -89,7 +89,7 @@ def _open(workdir, options):
 
 
 def _views(options, runs, saved):
-    """Numbers of views: --views, else those of the saved predictions, else one and as many as all runs allow."""
+    """The numbers of views: --views, else those of the saved predictions, else one and as many as all runs allow."""
     from alexnet_jax.errors import UsageError
 
     there = {one.views for one in saved}
@@ -128,5 +128,5 @@ def _report(members, options):
     print("\n" + ensemble.table(f"{first.member.split}, {views}", rows))
     if searched:
         half = rows["mean of these"].examples
-        print(f"Errors on {half} of the {len(first.labels)}: weights were searched on the others.")
+        print(f"These are errors on {half} of the {len(first.labels)} images. The weights were searched on the others.")
     return rows

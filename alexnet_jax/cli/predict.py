@@ -21,12 +21,12 @@ def add(commands) -> None:
     predict.set_defaults(run=_predict)
 
     submit = commands.add_parser(
-        "submit", help="the five most probable classes of each test image, in the format of ILSVRC's server"
+        "submit", help="write the five most probable classes of each test image in the format of ILSVRC's server"
     )
     _add_network(submit)
     submit.add_argument("--output", required=True, help="the text file to write, one line for each image")
     submit.add_argument(
-        "--mapping", help="meta.mat of ILSVRC's development kit, or lines 'ILSVRC2012_ID WordNet-id'; for its classes"
+        "--mapping", help="for ILSVRC's classes: meta.mat of its development kit, or lines 'ILSVRC2012_ID WordNet-id'"
     )
     submit.set_defaults(run=_submit)
 
@@ -39,7 +39,7 @@ def _add_network(parser):
         type=int,
         choices=(1, 5, 10),
         default=1,
-        help="views of each image; 5 are the unmirrored views of the 10",
+        help="number of views of each image; 5 are those of the 10 that are not mirrored",
     )
 
 
@@ -76,7 +76,7 @@ def _predict(options):
         elif best:
             print(_as_bars(made.name, best) if sys.stdout.isatty() else _as_line(made.name, best), flush=True)
     if unread:
-        raise UsageError(f"{unread} of {len(files)} files cannot be read as images; see above.")
+        raise UsageError(f"{unread} of {len(files)} files cannot be read as images; see the errors above.")
 
 
 def _as_json(made, best):

@@ -1,4 +1,4 @@
-"""The command report: the page of a run."""
+"""The command `report`: the HTML page about a run."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ from alexnet_jax.cli import common
 
 def add(commands) -> None:
     """Adds `report` to the commands."""
-    report = commands.add_parser("report", help="the page of a run: errors, curves, kernels, images, confusion")
+    report = commands.add_parser("report", help="write the page of a run: errors, curves, kernels, images, confusion")
     report.add_argument("--workdir", required=True, help="folder of the run")
-    report.add_argument("--checkpoint", choices=("last", "best"), default="last", help="of the run")
-    report.add_argument("--data_dir", help="instead of the run's own")
+    report.add_argument("--checkpoint", choices=("last", "best"), default="last", help="checkpoint of the run")
+    report.add_argument("--data_dir", help="folder of the data, instead of the run's own")
     report.add_argument("--output", help="the .html file to write; default: WORKDIR/report.html")
     report.set_defaults(run=_report)
 

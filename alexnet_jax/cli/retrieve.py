@@ -5,31 +5,31 @@ from alexnet_jax.cli import common
 
 def add(commands) -> None:
     """Adds features, retrieve and codes to the commands."""
-    features = commands.add_parser("features", help="a layer's output for every image of a split, as an .npz file")
+    features = commands.add_parser("features", help="write a layer's output for every image of a split as an .npz file")
     common.add_network(features)
-    features.add_argument("--dataset", required=True, help="as config.dataset")
+    features.add_argument("--dataset", required=True, help="the data set, as config.dataset")
     features.add_argument("--split", default="train", help="split of the data set; default train")
     features.add_argument("--data_dir", default="", help="TFDS's folder; default ~/tensorflow_datasets")
-    features.add_argument("--layer", help="any layer of the network; default the last before the classifier")
-    features.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the file")
+    features.add_argument("--layer", help="any layer of the network; default the last hidden layer")
+    features.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="data type in the file")
     features.add_argument("--batch_size", type=common.positive, default=64, help="images at a time")
     features.add_argument("--output", required=True, help="the .npz file to write")
     features.set_defaults(run=_features)
 
     retrieve = commands.add_parser("retrieve", help="the images of an index that are nearest to the given images")
-    retrieve.add_argument("images", nargs="+", metavar="IMAGE", help="an image's file")
+    retrieve.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
     common.add_network(retrieve)
     retrieve.add_argument("--index", required=True, help="a file that features wrote, with the same network")
     retrieve.add_argument(
         "--codes", help="a file that codes wrote: search only among the 100 images with the nearest codes"
     )
-    retrieve.add_argument("--top", type=common.positive, default=6, help="how many")
+    retrieve.add_argument("--top", type=common.positive, default=6, help="number of images to find; default 6")
     retrieve.set_defaults(run=_retrieve)
 
-    codes = commands.add_parser("codes", help="short binary codes of an index's images, by an auto-encoder")
-    codes.add_argument("--index", required=True, help="what features wrote")
+    codes = commands.add_parser("codes", help="write short binary codes of an index's images, from an auto-encoder")
+    codes.add_argument("--index", required=True, help="a file that features wrote")
     codes.add_argument("--bits", type=int, default=128, help="number of bits of a code, a multiple of 32")
-    codes.add_argument("--seed", type=int, default=0, help="of the auto-encoder")
+    codes.add_argument("--seed", type=int, default=0, help="seed of the auto-encoder")
     codes.add_argument("--output", required=True, help="the .npz file to write")
     codes.set_defaults(run=_codes)
 
@@ -69,7 +69,7 @@ def _retrieve(options):
     else:
         distances, indices = retrieve.nearest(queries, index.vectors, top)
     for image, near, found in zip(options.images, distances, indices, strict=True):
-        print(f"{image}, by {index.layer} among {len(index):,} images of {index.split}:")
+        print(f"{image}: nearest by {index.layer} among {len(index):,} images of {index.split}:")
         for distance, i in zip(near, found, strict=True):
             print(f"  {distance:10.4g}  {index.class_of(i)}  {index.place_of(i)}")
 
@@ -84,7 +84,7 @@ def _codes(options):
     encoder, stored, measured = codes.make(index.vectors, options.bits, options.seed)
     codes.write(path, stored, encoder, index)
     print(f"Wrote: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    print(f"Bytes per image: {stored.shape[1]}; as features {index.vectors[0].nbytes:,}")
+    print(f"Bytes per image: {stored.shape[1]} as a code, {index.vectors[0].nbytes:,} as features")
     print(f"Queries: {measured.queries} images that the auto-encoder did not learn from")
     print(f"Recall@10 among the first {codes.SHORTLIST} by Hamming distance: {measured.recall:.3f}")
     print(f"Queries/s: by codes {measured.by_codes:,.0f}, exact {measured.exact:,.0f}")

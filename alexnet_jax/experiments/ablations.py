@@ -1,7 +1,7 @@
 """The cost of leaving out each of the paper's ideas (sections 3.1 to 3.5, 4.1, 4.2, 5 and 7).
 
-It works for any network and any data. If a layer has an even number of pixels a side, pools without overlap give more
-pixels than the paper's pools (in PAPER as many), and the layers after them have larger inputs.
+It works for any network and any data. If the input of a pool has an even number of pixels a side, a pool without
+overlap gives more pixels than the paper's pool, and the next layers have larger inputs. In PAPER, both give as many.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ class Row:
 
     Attributes:
       words: its name in the table.
-      change: of networks.CHANGES, or "".
-      fields: of the config, by dotted names, with their new values.
+      change: name of the change in networks.CHANGES, or "".
+      fields: dotted names of the config fields that change, with their new values.
       paper: the cost that the paper gives, in percentage points of top-1 and top-5 error; None if it gives no number.
-      claimed: whether the paper says that it costs something, without a number: sections 4.1 (crops and flips), 4.2
+      claimed: whether the paper says, without a number, that it costs something: sections 4.1 (crops and flips), 4.2
         (dropout) and 5 (weight decay; the paper speaks of the training error).
     """
 
@@ -41,7 +41,7 @@ class Row:
     claimed: bool = False
 
     def says(self) -> str:
-        """The paper's costs, in words; "" if it claims none."""
+        """The paper's costs as text; "" if it claims none."""
         numbers = [f"{number:.1f}" for number in self.paper if number is not None]
         return " / ".join(numbers) or ("above 0" if self.claimed else "")
 
@@ -68,10 +68,10 @@ ROWS = {
     "bias_0": Row("biases above 0 at first", "BIAS_0"),
     "std_half": Row("initial std → half of it", "STD_HALF"),
     "std_double": Row("initial std → twice that", "STD_DOUBLE"),
-    "decoupled": Row("decay in → beside the velocity", fields=(("update_rule", "decoupled"),)),
-    "paper_rule": Row("decay beside → in the velocity", fields=(("update_rule", "paper"),)),
+    "decoupled": Row("weight decay: paper's rule → decoupled", fields=(("update_rule", "decoupled"),)),
+    "paper_rule": Row("weight decay: decoupled → paper's rule", fields=(("update_rule", "paper"),)),
 }
-"""By the name of its runs, in the order of the table."""
+"""The rows by the names of their runs, in the order of the table."""
 TEN_VIEWS = Row("all views but the central", paper=(39.0 - 37.5, 18.3 - 17.0))  # ILSVRC-2010, table 1, section 4.1
 LEVEL = 0.05
 
@@ -85,7 +85,7 @@ def applies(name: str, config: ConfigDict) -> bool:
     """Whether this row changes the run of a config."""
     row, flat = ROWS[name], config_lib.flatten(config)
     architecture = architecture_of(row, config)
-    if name in ("decoupled", "paper_rule"):  # the form of weight decay that the config does not use
+    if name in ("decoupled", "paper_rule"):  # only the form of weight decay that the config does not use
         other = {"decoupled": "paper", "paper_rule": "decoupled"}[name]
         return config.update_rule == other and config.weight_decay > 0
     if name == "one_gpu" and networks.named(config.architecture)[0].towers == 1:
@@ -130,13 +130,13 @@ def write(setting: Setting, done: Outcomes) -> str:
 
 
 BELOW = f"""Errors in %, costs in percentage points: means over seeds ± their standard errors. The paper's costs are
-above 0: one here "agrees" if it is above 0 and "contradicts" if it is below, by a t-test at {100 * LEVEL:g}%. Of twenty
-costs that are really 0, the test distinguishes one from 0 by chance.
+above 0. A cost here "agrees" if it is above 0 and "contradicts" if it is below 0, by a t-test at {100 * LEVEL:g}%. If a
+cost is really 0, the test distinguishes it from 0 by chance in one of twenty cases.
 """
 
 
 def _errors(setting, done, name, views):
-    """(n, 2) top-1 and top-5 errors of a row's finished seeds; and their number, in words."""
+    """(n, 2) top-1 and top-5 errors of a row's finished seeds; and their number, as text."""
     outcomes, count = runs.results(done, [f"{name}-seed{seed}" for seed in range(setting.seeds)])
     return np.reshape([(o[views]["top1_error"], o[views]["top5_error"]) for o in outcomes], (-1, 2)), count
 
@@ -161,11 +161,14 @@ def _row(row, count, errors, whole, paired=False):
 
 
 def verdict(errors: np.ndarray, whole: np.ndarray, paired: bool = False) -> str:
-    """Compares a cost with the paper's, which is above 0, by Welch's t-test; pairs by Student's t-test.
+    """Compares a cost with the paper's, which is above 0: by Welch's t-test, or by Student's t-test if paired.
 
     Args:
       errors, whole: (n,) and (m,) errors of the seeds without the idea and with it.
       paired: whether errors with the same index are of the same run.
+
+    Returns:
+      "agrees", "contradicts" or "not distinguished from 0"; "" if there are fewer than two seeds.
     """
     if min(len(errors), len(whole)) < 2:
         return ""

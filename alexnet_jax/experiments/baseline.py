@@ -1,9 +1,10 @@
 """SIFT, Fisher vectors and a linear support vector machine: the system that the paper beat (tables 1 and 2).
 
-After Sanchez and Perronnin, "High-dimensional signature compression for large-scale image classification" (CVPR 2011),
-but smaller: SIFT on a dense grid at several scales; reduced to 64 dimensions by PCA; the Fisher vector by a mixture of
-Gaussians, of the whole image and of three stripes, each with signed square roots and of length 1; one-vs-rest linear
-SVMs. Their system also had colour descriptors and 256 Gaussians or more, and compressed the vectors.
+It follows Sanchez and Perronnin, "High-dimensional signature compression for large-scale image classification" (CVPR
+2011), but is smaller. SIFT descriptors on a dense grid at several scales are reduced to 64 dimensions by PCA. A mixture
+of Gaussians gives the Fisher vectors of the whole image and of three stripes, each with signed square roots and of
+length 1. The classifiers are one-vs-rest linear SVMs. Their system also had colour descriptors and 256 Gaussians or
+more, and compressed the vectors.
 
 Only this module needs scikit-image and scikit-learn.
 """
@@ -31,14 +32,14 @@ from alexnet_jax.training import setup
 CONFIG = "configs/imagenette.py"
 DEFAULTS = ()
 SEEDS = 1
-SIDE = 64  # smaller images are enlarged to this many pixels
+SIDE = 64  # smaller images are enlarged to so many pixels a side
 STEP = 4  # pixels between the points of the grid
 SCALES = (16, 24, 32)  # sides of the patches in pixels
 DIMENSIONS, COMPONENTS = 64, 64  # numbers in a descriptor after PCA; Gaussians in the mixture
 REGIONS = 4  # the whole image and three stripes
 SAMPLE = 200_000  # number of descriptors that PCA and mixture are computed from
 BLOCK = 1000  # images in a file of vectors
-COSTS = (0.1, 1.0, 10.0)  # the SVM's C, chosen on a tenth of the training set
+COSTS = (0.1, 1.0, 10.0)  # values for the SVM's C; the best on a tenth of the training set is used
 INSTALL = 'pip install "alexnet-jax[experiments]"'
 PAPER = {"ILSVRC-2010 test, SIFT + FVs": (45.7, 25.7), "ILSVRC-2012 test, SIFT + FVs": (None, 26.2)}
 
@@ -48,8 +49,8 @@ class Vocabulary:
     """Turns descriptors into Fisher vectors: principal components and a mixture of Gaussians.
 
     Attributes:
-      mean: (128,) of the descriptors.
-      components: (DIMENSIONS, 128).
+      mean: (128,), the mean of the descriptors.
+      components: (DIMENSIONS, 128), the principal components.
       weights, means, variances: of the Gaussians, (K,), (K, DIMENSIONS) and (K, DIMENSIONS).
     """
 
@@ -60,7 +61,7 @@ class Vocabulary:
     variances: np.ndarray
 
     def mixture(self):
-        """The mixture in scikit-image's form."""
+        """The mixture as the object that scikit-image takes."""
         from sklearn.mixture import GaussianMixture
 
         mixture = GaussianMixture(len(self.weights), covariance_type="diag")
@@ -100,27 +101,27 @@ def _check_room(training, tested, folder):
     memory, disk = 2 * training * size, (training + tested) * size
     all_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free_disk = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.rglob("*.npz"))
-    for what, needed, free in (("memory", memory, all_memory), (f"disk at {folder}", disk, free_disk)):
+    for what, needed, free in (("memory", memory, all_memory), (f"disk space in {folder}", disk, free_disk)):
         if needed > free:
             raise UsageError(
-                f"{training + tested} images need {needed / 1e9:.0f} GB of {what}; there are {free / 1e9:.0f} GB. "
-                "Use fewer, for example by --config.train_split='train[:10%]'."
+                f"{training + tested} images need {needed / 1e9:.0f} GB of {what}, but there are {free / 1e9:.0f} GB. "
+                "Use fewer images, for example with --config.train_split='train[:10%]'."
             )
 
 
 def _check_packages():
-    """Raises UsageError unless both packages are there."""
+    """Raises UsageError unless both packages are installed."""
     for package in ("skimage", "sklearn"):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"{package} is not installed. Only this experiment needs it. Install it: {INSTALL}")
 
 
 def _errors(data, config, seed, folder):
-    """The errors of one seed, which draws the descriptors for the vocabulary; read from the file if it exists."""
+    """The errors of one seed, which draws the descriptors for the vocabulary; read from result.json if it exists."""
     folder.mkdir(exist_ok=True)
     if not (path := folder / "result.json").exists():
         errors = dataclasses.asdict(_measure(data, config, seed, folder))
-        del errors["loss"]  # scores are not probabilities
+        del errors["loss"]  # because scores are not probabilities
         write_whole(path, json.dumps(errors, indent=2) + "\n")
     return json.loads(path.read_text())
 
@@ -178,20 +179,20 @@ def _images(source, config, indices):
 
 
 def dense_sift(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """SIFT on a grid.
+    """SIFT descriptors on a dense grid.
 
     Args:
       image: (S, S, 3) uint8.
 
     Returns:
-      (n, 128) float32 descriptors as RootSIFT (Arandjelovic and Zisserman 2012: square roots of shares); and (n,)
-      the y of their points, from 0 at the top to 1 at the bottom.
+      (n, 128) float32 RootSIFT descriptors (Arandjelovic and Zisserman 2012: divided by their sum, then square roots);
+      and (n,), the y of their points, from 0 at the top to 1 at the bottom.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if len(grey) < SIDE:
         grey = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     side = len(grey)
-    # A descriptor is of 4 x 4 cells, each 1.5 times as wide as the point's size.
+    # A descriptor has 4 x 4 cells, each 1.5 times as wide as the point's size.
     points = [
         cv2.KeyPoint(float(x), float(y), patch / 6, 0.0)
         for patch in SCALES
@@ -251,7 +252,6 @@ def _fit(vectors, labels, seed):
 
     errors = {cost: 1 - fitted(cost, ~held).score(vectors[held], labels[held]) for cost in COSTS}
     best = min(errors, key=errors.get)
-    print(
-        f"C = {best:g} of " + ", ".join(f"{cost:g}: {100 * error:.1f}%" for cost, error in errors.items()), flush=True
-    )
+    shown = ", ".join(f"{100 * error:.1f}% with C = {cost:g}" for cost, error in errors.items())
+    print(f"Errors: {shown}. The SVM has C = {best:g}.", flush=True)
     return fitted(best, np.ones(len(labels), bool))

@@ -1,7 +1,7 @@
-"""Several networks as one (paper, section 6, table 2).
+"""Ensembles: several networks averaged (paper, section 6, table 2).
 
-ensemble5: five seeds, alone and averaged. six_conv: also two networks with a sixth convolution, which are trained on
-another, larger data set first; and all seven averaged.
+ensemble5: five seeds, alone and averaged. six_conv: also two networks with a sixth convolution, which are first trained
+on another, larger data set; and all seven averaged.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ CONFIG = "configs/alexnet.py"
 DEFAULTS = ("--config.report=false",)
 SEEDS = 5
 STARRED = 2  # number of networks with six convolutions among the paper's seven
-SLOWER = 0.1  # the rate of fine-tuning, divided by the rate of training; as in configs/alexnet.py:six_conv_finetune
+SLOWER = 0.1  # learning rate of fine-tuning / that of training; as in configs/alexnet.py:six_conv_finetune
 
 
 def run(setting: Setting) -> str | None:
@@ -34,19 +34,20 @@ def run(setting: Setting) -> str | None:
     """
     if setting.seeds != SEEDS:
         raise UsageError(
-            f"--seeds is {setting.seeds}; accepted is {SEEDS}, because the paper's rows are for five networks."
+            f"--seeds is {setting.seeds}; accepted is {SEEDS}, because the paper's rows are for five networks. "
+            "Leave --seeds out."
         )
     convolutions = sum(isinstance(layer, Conv) for layer in networks.named(setting.config.architecture))
     if setting.pretrain and convolutions != 5:
         raise UsageError(
             f"config.architecture is {setting.config.architecture}, with {convolutions} convolutions; accepted is a "
-            "network with five, such as PAPER or QUICKSTART, to which six_conv adds a sixth."
+            "network with five, because six_conv adds a sixth. Give --config.architecture=PAPER, or QUICKSTART."
         )
     return runs.carry_out(setting, plan, write)
 
 
 def plan(setting: Setting, done: Outcomes) -> list[Trial]:
-    """Five networks; with a data set to pretrain on, also two with six convolutions, trained on it first."""
+    """Five networks. With a data set for pretraining, also two with six convolutions, which are first trained on it."""
     plain = [setting.trial("cnn", seed=seed) for seed in range(SEEDS)]
     if not setting.pretrain:
         return plain
@@ -72,14 +73,14 @@ def _six(setting, **changes):
 
 
 def write(setting: Setting, done: Outcomes) -> str:
-    """Writes table 2 beside the paper's, for the networks that have ended; returns it as text."""
+    """Writes table 2 for the finished networks, beside the paper's; returns it as text."""
     ended = [trial.name for trial in plan(setting, done) if trial.name in done]
     diverged = [name for name in ended if "diverged" in done[name]]
     networks_ended = [name for name in ended if name not in diverged and not name.startswith("pretrain")]
     data = setup.open_data(setting.config)
     members = [_predictions(setting.folder / name, data, setting.config.views) for name in networks_ended]
     if len(members) < 2:
-        return "Fewer than two networks yet.\n"
+        return "Fewer than two networks are finished.\n"
     ensemble.check([one.member for one in members])
     found = ensemble.paper_rows(members)
     rows, marks = [], []
@@ -97,7 +98,7 @@ def write(setting: Setting, done: Outcomes) -> str:
 
 
 def _predictions(workdir: Path, data: Dataset, views: int) -> Predictions:
-    """A network's probabilities on the evaluation split, made once."""
+    """A network's probabilities on the evaluation split; computed once, then read from a file."""
     path = workdir / f"predictions-{views}.npz"
     if not path.exists():
         weights = convert.read(workdir)

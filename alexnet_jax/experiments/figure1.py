@@ -1,8 +1,8 @@
 """Figure 1: epochs to a training error of 25% with ReLU and with tanh (paper, section 3.1).
 
-Four layers, CIFAR-10, no regularization; each network has the rate with which it is fastest. Rates are tried in factors
-of two until the fastest is between two that are slower. A run ends after the epoch whose training error is 25%, or
-when it is slower than a run with another rate.
+Four layers, CIFAR-10, no regularization; each network has the learning rate with which it is fastest. Learning rates
+are tried in factors of two, until the fastest is between two slower ones. A run ends after the epoch whose training
+error is 25%, or when it is slower than a run with another learning rate.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ CONFIG = "configs/cifar10.py"
 DEFAULTS = (
     "--config.num_epochs=60",  # at most
     "--config.plateau.drops=0",
-    "--config.log_every_steps=39",  # of 391 an epoch
+    "--config.log_every_steps=39",  # an epoch has 391 steps
     "--config.report=false",
 )
 SEEDS = 2
 GOAL = 25.0  # % training error
-START = 0.004  # the rate to begin with
-MOST = 6  # give up after this many rates without success
+START = 0.004  # the first learning rate to try
+MOST = 6  # give up after so many learning rates without success
 NETWORKS = {"relu": "", "tanh": "_TANH"}  # endings of the architecture's name
-PAPER = 6.0  # times as many epochs with tanh
+PAPER = 6.0  # tanh takes so many times the epochs of ReLU
 
 
 def run(setting: Setting) -> str | None:
@@ -37,7 +37,7 @@ def run(setting: Setting) -> str | None:
 
 
 def plan(setting: Setting, done: Outcomes) -> list[Trial]:
-    """The runs so far: for each network all rates with the first seed, then the fastest rate with the other seeds."""
+    """The runs so far, for each network: all learning rates with the first seed, then the fastest with other seeds."""
     trials = []
     for network in NETWORKS:
         rates, best = search(network, setting.folder, done)
@@ -48,7 +48,7 @@ def plan(setting: Setting, done: Outcomes) -> list[Trial]:
 
 
 def search(network: str, folder: Path, done: Outcomes) -> tuple[list[float], float | None]:
-    """The rates to try, in order; and the fastest, or None if it is not known yet."""
+    """The learning rates to try, in order; and the fastest, or None if it is not known yet."""
     rates = [START, START * 2]
     while True:
         names = [_name(network, rate, 0) for rate in rates]
@@ -67,7 +67,7 @@ def search(network: str, folder: Path, done: Outcomes) -> tuple[list[float], flo
 
 
 def steps_to_goal(workdir: Path) -> float:
-    """The step at which a run's training error was GOAL; infinity if it was never.
+    """The step at which a run's training error reached GOAL; infinity if it never did.
 
     The mean error of an epoch counts for the middle of the epoch; between two middles the error is interpolated.
     """
@@ -87,11 +87,11 @@ def errors_of_epochs(workdir: Path) -> list[tuple[float, float]]:
     for line in curves.read(workdir / "metrics.jsonl"):
         if "train_error" in line:
             errors.append(line["train_error"])
-        if "eval_top1_error" in line:  # as an epoch ends
+        if "eval_top1_error" in line:  # at the end of an epoch
             if not errors:
                 raise UsageError(
-                    f"an epoch of {line['step'] - begin:g} steps has no line in {workdir / 'metrics.jsonl'}. Set "
-                    "--config.log_every_steps to a tenth of that, and give another --workdir."
+                    f"{workdir / 'metrics.jsonl'} has no training error in an epoch of {line['step'] - begin:g} steps. "
+                    "Set --config.log_every_steps to a tenth of these steps, and give another --workdir."
                 )
             found.append(((begin + line["step"]) / 2, float(np.mean(errors))))
             errors, begin = [], line["step"]
@@ -102,7 +102,7 @@ def _trial(setting, network, rate, seed):
     folder, name = setting.folder, _name(network, rate, seed)
 
     def until():
-        others = runs.outcomes(folder).keys() if not seed else ()  # the runs of other seeds go on to their end
+        others = runs.outcomes(folder).keys() if not seed else ()  # runs of the other seeds do not stop early
         soonest = min(
             (steps_to_goal(folder / other) for other in others if other.startswith(network)), default=math.inf
         )
@@ -124,9 +124,9 @@ class _Curve:
     network: str
     rate: float
     seed: int
-    chosen: bool  # whether its rate is the network's quickest
+    chosen: bool  # whether its learning rate is the network's quickest
     epochs: list[float]
-    errors: list[float]  # % in training, up to these epochs
+    errors: list[float]  # training errors in %, at these epochs
     reached: float  # the epoch of GOAL, or infinity
 
 
@@ -178,14 +178,14 @@ def _conclusion(chosen):
             else ""
         )
         known = f"{mean} epochs" if mean else "the fastest learning rate is not known yet"
-        lines.append(f"{network}: {known}" + (f"; {late} of {len(epochs)} seeds did not get there" if late else ""))
+        lines.append(f"{network}: {known}" + (f"; {late} of {len(epochs)} seeds did not reach it" if late else ""))
     seeds = reached["relu"].keys() & reached["tanh"].keys()
     ratios = [reached["tanh"][seed] / reached["relu"][seed] for seed in sorted(seeds)]
     if ratios and max(ratios) < math.inf:
         means = [np.mean([reached[network][seed] for seed in seeds]) for network in ("tanh", "relu")]
         lines.append(
-            f"tanh takes {means[0] / means[1]:.1f} times as many epochs as ReLU; seed by seed {min(ratios):.1f} to "
-            f"{max(ratios):.1f}; the paper: {PAPER:g} times."
+            f"tanh takes {means[0] / means[1]:.1f} times as many epochs as ReLU ({min(ratios):.1f} to "
+            f"{max(ratios):.1f} times for single seeds). In the paper: {PAPER:g} times."
         )
     return "\n".join([*lines, ""])
 

@@ -1,7 +1,7 @@
 """The four-layer network on CIFAR-10 with and without normalization (paper, section 3.3: 11% and 13%).
 
-For network and recipe the paper refers to its code. Here the network is that of figure 1, with a recipe that a CPU can
-run: mirrored images, weight decay, eight epochs, a learning rate that drops twice.
+For the network and the recipe, the paper refers to its code. Here the network is that of figure 1, with a recipe that a
+CPU can run: mirrored images, weight decay, eight epochs, a learning rate that drops twice.
 """
 
 import functools

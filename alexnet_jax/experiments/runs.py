@@ -36,10 +36,10 @@ class Setting:
     """The choices of the user.
 
     Attributes:
-      name: of the experiment.
+      name: name of the experiment.
       config: the config that all runs start from.
       seeds: number of runs that differ only by their seed.
-      folder: of the experiment; each run has a folder with its name there.
+      folder: folder of the experiment; each run has a folder with its name there.
       pretrain: the data set on which six_conv trains first.
     """
 
@@ -50,14 +50,14 @@ class Setting:
     pretrain: str = ""
 
     def trial(self, name: str, changes: dict | None = None, *, seed: int, **rest) -> Trial:
-        """A run with this config and changes, by dotted names; the first seed is the config's own."""
+        """A run with this config and changes by dotted names. `seed` is added to the config's own seed."""
         config = self.config.copy_and_resolve_references()
         config.update_from_flattened_dict({**(changes or {}), "seed": config.seed + seed})
         return Trial(f"{name}-seed{seed}", config, **rest)
 
 
 Outcomes = dict[str, dict]
-"""The content of result.json for each trial; {"diverged": message} if its numbers became infinite."""
+"""The content of result.json for each trial; {"diverged": message} if its numbers were not finite."""
 
 
 def carry_out(
@@ -76,11 +76,11 @@ def carry_out(
       write: function that writes tables and figures of the finished runs, after each run; it returns the table as text.
 
     Returns:
-      The table; None after SIGTERM, and the current run is saved.
+      The table; None after SIGTERM, with the current run saved.
 
     Raises:
-      UsageError: before the first run, if one of the runs cannot be made, or if the folder is of another experiment.
-      KeyboardInterrupt: after Ctrl-C, and the current run is saved.
+      UsageError: before the first run, if a run cannot be made, or if the folder belongs to another experiment.
+      KeyboardInterrupt: after Ctrl-C, with the current run saved.
     """
     folder, waiting = setting.folder, False
     claim(setting)
@@ -116,7 +116,7 @@ def make(trial: Trial, folder: Path) -> dict | None:
         outcome = loop.train(trial.config, workdir, until=trial.until)
     except FloatingPointError as error:
         outcome = {"diverged": str(error).partition(".")[0]}
-        print(f"{outcome['diverged']}: recorded as diverged. To make it again, delete {workdir}.", flush=True)
+        print(f"{outcome['diverged']}: recorded as diverged. To run it again, delete {workdir}.", flush=True)
     if outcome:
         write_whole(workdir / OUTCOME, json.dumps(outcome, indent=2) + "\n")
     return outcome
@@ -128,7 +128,7 @@ def outcomes(folder: Path) -> Outcomes:
 
 
 def results(done: Outcomes, names: list[str]) -> tuple[list[dict], str]:
-    """The outcomes of the runs that did not diverge; and in words, their number and the number that diverged."""
+    """The outcomes of the runs that did not diverge; and as text, their number and how many diverged."""
     ended = [done[name] for name in names if name in done]
     whole = [outcome for outcome in ended if "diverged" not in outcome]
     diverged = len(ended) - len(whole)
@@ -136,13 +136,13 @@ def results(done: Outcomes, names: list[str]) -> tuple[list[dict], str]:
 
 
 def claim(setting: Setting) -> None:
-    """Records in the folder which experiment it belongs to; UsageError if it has another one, or another config."""
+    """Records in the folder its experiment and config; UsageError if it has another experiment or config already."""
     setting.folder.mkdir(parents=True, exist_ok=True)
     flat = config_lib.flatten(setting.config)
     free = {name for name, field in config_lib.FIELDS.items() if field.free} - set(SHARED)
     asked = {"experiment": setting.name, "--pretrain": setting.pretrain}
     asked |= {f"--config.{name}": value for name, value in flat.items() if name not in free}
-    asked = json.loads(json.dumps(asked))  # JSON has lists for tuples
+    asked = json.loads(json.dumps(asked))  # because JSON turns tuples into lists
     path = setting.folder / "experiment.json"
     with alone(setting.folder, wait=True):
         if not path.exists():
@@ -151,13 +151,13 @@ def claim(setting: Setting) -> None:
     for name in asked.keys() | before.keys():
         if asked.get(name) != before.get(name):
             raise UsageError(
-                f"{setting.folder} holds an experiment with {name}={before.get(name)}, and this one has "
-                f"{name}={asked.get(name)}. Give the same to continue it; for other values, give another --workdir."
+                f"{setting.folder} holds an experiment with {name}={before.get(name)}, but this one has "
+                f"{name}={asked.get(name)}. Give the same value to continue it, or give another --workdir."
             )
 
 
 def _check(setting, trials):
-    """Raises UsageError at the start for a config that is not accepted or data that is missing."""
+    """Raises UsageError at the start, if a config is not accepted or data is missing."""
     for trial in trials:
         config_lib.check(trial.config)
     with alone(setting.folder, wait=True):  # the first process may have to prepare the data
@@ -174,9 +174,9 @@ def _write(setting, write):
 
 @contextlib.contextmanager
 def alone(folder: Path, *, wait: bool = False):
-    """A `with` block that only one process at a time can own for a folder; it gives whether this process owns it.
+    """A `with` block for a folder, which only one process at a time can own. It yields whether this process owns it.
 
-    With `wait`, it waits until it does.
+    With `wait`, it first waits until this process owns it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:  # released when the process ends, for any reason

@@ -1,4 +1,4 @@
-"""Any network on any data, over several seeds: its errors."""
+"""The errors of any network on any data, over several seeds."""
 
 from alexnet_jax.experiments import runs, tables
 from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
@@ -7,7 +7,7 @@ CONFIG = "configs/quickstart.py"
 DEFAULTS = ("--config.report=false",)
 SEEDS = 3
 NETWORKS = {"": None}
-"""The ending of the architecture's name, and the paper's top-1 error in %."""
+"""By the ending of the architecture's name: the paper's top-1 error in %, or None."""
 
 
 def run(setting: Setting) -> str | None:

@@ -1,4 +1,4 @@
-"""Figure 3's claim, over seeds: one tower learns colours and the other does not, in every run (paper, section 6.1)."""
+"""The claim of Figure 3, over seeds: in every run one tower learns colours, the other does not (paper, section 6.1)."""
 
 import numpy as np
 
@@ -18,13 +18,13 @@ def run(setting: Setting) -> str | None:
     """Runs the experiment. Returns the table as text, or None if it was stopped.
 
     Raises:
-      UsageError: for a network with one tower, or one that sees no colours.
+      UsageError: if the network has one tower, or sees no colours.
     """
     first = networks.named(setting.config.architecture)[0]
     if first.towers < 2 or first.channels != 3:
         raise UsageError(
             f"config.architecture is {setting.config.architecture}, with {first.towers} towers and {first.channels} "
-            "channels; accepted is a network with two towers or more that sees colours, such as PAPER or QUICKSTART."
+            "channels; accepted are at least 2 towers and 3 channels. Give --config.architecture=PAPER, or QUICKSTART."
         )
     return runs.carry_out(setting, seeds.plan, write)
 
@@ -48,16 +48,14 @@ def write(setting: Setting, done: Outcomes) -> str:
         tables.plot(setting.folder / "table.png", "specialisation, from 0 to 1", marks)
         below = f"specialisation: {tables.Mean.of(scores, '.3f')} over {len(scores)} runs\n"
         below += (
-            "The images are grey: the colours of the kernels are those of their initial random weights.\n"
-            if grey
-            else ""
+            "The images are grey: the colours of the kernels come from their initial random weights.\n" if grey else ""
         )
     header = ["run", "colour shares of the towers", "specialisation of random kernels", "specialisation"]
     return tables.write(setting.folder / "table", header, rows, below)
 
 
 def _by_chance(kernel, draws=200):
-    """The mean specialisation of random kernels of the shape of a first layer's, (T, h, w, 3, n)."""
+    """The mean specialisation of random kernels with the shape of a first layer, (T, h, w, 3, n)."""
     draw, (towers, height, width, channels, count) = np.random.default_rng(0), kernel.shape
     scores = [kernels.specialisation(draw.normal(size=(towers, count, height, width, channels))) for _ in range(draws)]
     return tables.Mean(float(np.mean(scores)), form=".3f")

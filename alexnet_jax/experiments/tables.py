@@ -21,7 +21,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float], form: str = ".2f") -> "Mean":
-        """The mean of independent values, with the standard error from their spread; one value alone has none."""
+        """The mean of independent values, with the standard error from their spread; a single value has none."""
         error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(float(np.mean(values)), float(error), form)
 

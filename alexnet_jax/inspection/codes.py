@@ -1,8 +1,8 @@
-"""Short binary codes by an auto-encoder, and the images whose codes differ least (paper, section 6.1).
+"""Short binary codes from an auto-encoder, and the search for the most similar codes (paper, section 6.1).
 
 The paper proposes such codes and gives no numbers. The auto-encoder has the form of Krizhevsky and Hinton, Using Very
-Deep Autoencoders for Content-Based Image Retrieval (2011), but only one hidden layer on each side: its inputs are
-already features of a deep network.
+Deep Autoencoders for Content-Based Image Retrieval (2011), but only one hidden layer on each side, because its
+inputs are already features of a deep network.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from alexnet_jax.inspection import retrieve
 from alexnet_jax.inspection.features import Index
 
 HIDDEN = 512
-STEPS, BATCH, RATE = 3000, 256, 1e-3  # of Adam, its rate falling to 0 by a cosine
+STEPS, BATCH, RATE = 3000, 256, 1e-3  # for Adam; the learning rate falls to 0 along a cosine
 SHORTLIST = 100  # number of images with the nearest codes; the nearest features are searched among them
 
 _BLOCK = 2**14  # codes that are sent to the devices at a time
@@ -36,9 +36,9 @@ _ENCODER = ("mean", "scale", "hidden_kernel", "hidden_bias", "code_kernel", "cod
 
 
 class AutoEncoder(nn.Module):
-    """Features -> hidden layer -> bits -> hidden layer -> features; the bits are signs of tanh units.
+    """Features -> hidden layer -> bits -> hidden layer -> features; the bits are the signs of tanh units.
 
-    The gradient is that of tanh, without the rounding.
+    The gradient is that of tanh, as if the signs were not taken.
 
     Attributes:
       width: number of values of a feature vector.
@@ -75,7 +75,7 @@ class Encoder:
         return len(self.arrays["code_bias"])
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, D) features, anything that NumPy slices -> (N, bits / 8) uint8, the first bit the highest."""
+        """(N, D) features, sliceable like a NumPy array -> (N, bits / 8) uint8; the first bit is the highest."""
         parts = [vectors[start : start + retrieve.BLOCK] for start in range(0, len(vectors), retrieve.BLOCK)]
         return np.concatenate([np.packbits(np.asarray(_bits(self.arrays, part)), axis=1) for part in parts])
 
@@ -84,10 +84,10 @@ def train(vectors: np.ndarray, chosen: np.ndarray, bits: int, seed: int = 0, ste
     """Trains the auto-encoder; the same arguments give the same encoder.
 
     Args:
-      vectors: (N, D) float32 or bfloat16, anything that NumPy slices; one batch is read at a time.
+      vectors: (N, D) float32 or bfloat16, which can be sliced like a NumPy array; one batch is read at a time.
       chosen: indices of the vectors to learn from.
       bits: number of bits of a code, a multiple of 32.
-      seed: of the initial weights and of the batches.
+      seed: seed for the initial weights and for the batches.
       steps: number of steps of Adam.
 
     Raises:
@@ -110,12 +110,12 @@ def train(vectors: np.ndarray, chosen: np.ndarray, bits: int, seed: int = 0, ste
 
 
 def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k codes that differ from each query in the fewest bits, ties by the lower index.
+    """Finds the k codes that differ from each query in the fewest bits; of equal ones, the lower index is first.
 
     Args:
       queries: (Q, bits / 8) uint8.
       codes: (N, bits / 8) uint8.
-      k: number of codes; N if that is smaller.
+      k: number of codes; if N is smaller, N.
 
     Returns:
       Numbers of different bits (Q, k) int32, in rising order, and indices (Q, k) int32.
@@ -127,7 +127,7 @@ def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray,
 
 def hamming(queries, codes):
     """The number of different bits: (Q, W) and (B, W) uint32 -> (Q, B) float32, exact for such numbers."""
-    # Word by word, so that the sum runs over whole rows of the result.
+    # Word by word, so that each sum is over whole (Q, B) arrays.
     words = zip(queries.T, codes.T, strict=True)
     return sum(lax.population_count(q[:, None] ^ c) for q, c in words).astype(jnp.float32)
 
@@ -140,9 +140,9 @@ class Measured:
     """Search by codes, compared with exact search.
 
     Attributes:
-      queries: number of images that were searched for.
+      queries: number of images whose neighbours were searched.
       recall: the share of their 10 nearest neighbours that are among the SHORTLIST images of the nearest codes.
-      by_codes: queries/s of both searches one after the other: codes, then features of the shortlist.
+      by_codes: queries/s of two searches, one after the other: among codes, then among features of the shortlist.
       exact: queries/s of the search among all features.
     """
 
@@ -153,12 +153,12 @@ class Measured:
 
 
 def make(vectors: np.ndarray, bits: int, seed: int = 0, steps: int = STEPS) -> tuple[Encoder, np.ndarray, Measured]:
-    """Trains an encoder on nine tenths of the vectors, codes all, and measures it on up to 1,000 of the others.
+    """Trains an encoder on nine tenths of the vectors, encodes all, and measures it on up to 1,000 of the others.
 
     Args: as in train.
 
     Returns:
-      The encoder, codes (N, bits / 8) uint8, and the measurement.
+      The encoder, the codes (N, bits / 8) uint8, and the measurement.
 
     Raises:
       UsageError: if bits is not a multiple of 32, or there are too few vectors.
@@ -196,32 +196,32 @@ def _timed(search):
 
 
 def _without(own, found):
-    """The neighbours of each query without the query itself, one fewer than there were."""
+    """The neighbours of each query without the query itself; each row becomes one shorter."""
     return np.stack([row[row != i][: len(row) - 1] for i, row in zip(own, found, strict=True)])
 
 
 def recall(found: np.ndarray, wanted: np.ndarray) -> float:
-    """The share of the wanted indices that were found, over all queries: (Q, F) and (Q, k) indices."""
+    """(Q, F) found and (Q, k) wanted indices -> the share of the wanted ones that were found, over all queries."""
     return float(np.mean([np.isin(row, among).mean() for row, among in zip(wanted, found, strict=True)]))
 
 
 def write(path: Path, codes: np.ndarray, encoder: Encoder, index: Index) -> None:
-    """Writes the codes of an index's images with their encoder as an .npz file, whole or not at all."""
+    """Writes the codes of an index's images with their encoder as an .npz file, completely or not at all."""
     file = io.BytesIO()
     np.savez(file, codes=codes, index=np.array(index.fingerprint), **encoder.arrays)
     files.write_whole(path, file.getvalue())
 
 
 def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
-    """The codes (N, bits / 8) uint8 of an index's images, and their encoder.
+    """Reads the codes (N, bits / 8) uint8 of an index's images, and their encoder.
 
     Raises:
-      UsageError: if the file does not exist, is not a complete file of codes, or has the codes of other features.
+      UsageError: if the file does not exist, is not a complete file of codes, or holds codes of other features.
     """
     path = Path(path).expanduser()
     how = f"`python -m alexnet_jax codes --index={index.path} --output={path}`"
     if not path.is_file():
-        raise UsageError(f"{path} does not exist. Make it by {how}.")
+        raise UsageError(f"{path} does not exist. Make it with {how}.")
     try:
         with zipfile.ZipFile(path) as archive:
             stored = {
@@ -229,20 +229,20 @@ def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
                 for name in ("codes", "index", *_ENCODER)
             }
     except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{path} is not a complete file of codes ({error}). Make it again by {how}.") from error
+        raise UsageError(f"{path} is not a complete file of codes ({error}). Make it again with {how}.") from error
     if stored.pop("index").item() != index.fingerprint:
-        raise UsageError(f"{path} holds codes of other features than those of {index.path}. Make new ones by {how}.")
+        raise UsageError(f"{path} holds codes of other features, not of {index.path}. Make new codes with {how}.")
     return stored.pop("codes"), Encoder(stored)
 
 
 def check_bits(bits: int) -> None:
-    """Raises UsageError unless a code of so many bits fills whole words."""
+    """Raises UsageError unless bits is a multiple of 32, so that a code fills whole words."""
     if bits < 32 or bits % 32:
         raise UsageError(f"bits is {bits}; accepted are multiples of 32, such as 128. Give one of them.")
 
 
 def _rows(vectors, indices):
-    return vectors[np.sort(indices)].astype(np.float32)  # in the order of the file
+    return vectors[np.sort(indices)].astype(np.float32)  # sorted, because the order of the file is faster to read
 
 
 def _adam(steps):

@@ -21,28 +21,28 @@ from alexnet_jax.evaluation.trained import Trained, check_layer
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 
-_STORED = {"float32": "<f4", "bfloat16": "<u2"}  # .npy files have no bfloat16: its bits are stored
+_STORED = {"float32": "<f4", "bfloat16": "<u2"}  # .npy files have no bfloat16, so its bits are stored
 _TOLD = ("layer", "dtype", "digest", "network", "split", "class_names")
-# An extra field of the zip file that only makes the numbers begin at a multiple of 64 bytes. Otherwise a CPU would copy
-# every block of them before it computes.
+# An extra field in the zip file, so that the features begin at a multiple of 64 bytes. Otherwise a CPU would copy every
+# block of them before it computes.
 _ALIGNING = struct.pack("<HHH60x", 0xD935, 62, 64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """The features of a split, as they lie in a file.
+    """The features of a split, in a file.
 
     Attributes:
       path: the file.
       vectors: (N, D) float32 or bfloat16, memory-mapped.
       labels: (N,) int32.
       where: (N,) bytes, UTF-8: the path or key of each image, so that a person can find it.
-      layer: the layer whose output they are.
+      layer: name of the layer whose output the features are.
       dtype: "float32" or "bfloat16".
-      digest: of the weights, as Weights.digest.
-      network: the source of the weights, as Weights.source.
-      split: the name of the images, e.g. "digits, split train".
-      class_names: of the K classes, or None.
+      digest: Weights.digest of the network.
+      network: Weights.source of the network.
+      split: the name of the split, e.g. "digits, split train".
+      class_names: names of the K classes, or None.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Index:
         return len(self.labels)
 
     def class_of(self, i: int) -> str:
-        """The name of an image's class, or its number if names are not known."""
+        """The name of an image's class, or its number if the names are not known."""
         label = int(self.labels[i])
         return self.class_names[label] if self.class_names else f"class {label}"
 
@@ -70,7 +70,7 @@ class Index:
 
     @property
     def fingerprint(self) -> str:
-        """A short text that is the same for the features of the same images by the same network."""
+        """A short text (a hash), which is equal for the features of the same images by the same network."""
         digest = hashlib.sha256(json.dumps([getattr(self, name) for name in _TOLD]).encode())
         digest.update(self.labels.tobytes() + b"\n".join(self.where))
         return digest.hexdigest()
@@ -79,27 +79,27 @@ class Index:
         """Raises UsageError unless the features are those of these weights."""
         if self.digest != weights.digest:
             raise UsageError(
-                f"{self.path} holds features of another network ({self.network}) than the given one "
-                f"({weights.source}). They cannot be compared. Give that network, or make the features again."
+                f"{self.path} holds features of another network: they are from {self.network}, but you gave "
+                f"{weights.source}. Give the network of the features, or make the features again."
             )
 
 
 def write(path: Path, trained: Trained, source: Source, layer: str, class_names=None, dtype: str = "float32") -> None:
     """Writes the features of a split, completely or not at all, one batch at a time.
 
-    Any program that reads .npz files can read it: features (N, D) float32, or uint16 with the bits of bfloat16; labels
-    (N,) int32; where (N,) bytes; and about, a JSON object with the rest of Index's attributes.
+    Any program that reads .npz files can read it. Its arrays are features (N, D), float32, or uint16 with the bits of
+    bfloat16; labels (N,) int32; where (N,) bytes; and about, a JSON object with the other attributes of Index.
 
     Args:
       path: the .npz file.
       trained: the network.
       source: the split (data/sources.py).
-      layer: any of the network's, such as last_hidden.
-      class_names: of the source's K classes, or None.
-      dtype: "float32", or "bfloat16", which rounds to 8 bits and halves the file.
+      layer: name of any layer of the network, such as last_hidden.
+      class_names: names of the source's K classes, or None.
+      dtype: "float32", or "bfloat16", which rounds to 8 bits and halves the size of the file.
 
     Raises:
-      UsageError: if there is no such layer, or a number of its output is not finite.
+      UsageError: if there is no such layer, or its output has a number that is not finite.
     """
     check_layer(trained.weights.architecture, layer)
     side = trained.image_size
@@ -124,7 +124,7 @@ def write(path: Path, trained: Trained, source: Source, layer: str, class_names=
                 if not np.isfinite(rows).all():
                     raise UsageError(
                         f"the output of {layer} is not finite for {where[-len(rows)].decode()} or one of the "
-                        f"{len(rows) - 1} images after it: the weights are damaged. Take another checkpoint."
+                        f"{len(rows) - 1} images after it. The weights are damaged; give another checkpoint."
                     )
                 member.write(rows.astype(DTYPES[dtype]).tobytes())
         rest = {"labels": np.concatenate(labels), "where": np.array(where), "about": np.array(json.dumps(about))}
@@ -134,14 +134,14 @@ def write(path: Path, trained: Trained, source: Source, layer: str, class_names=
 
 
 def read(path: str | Path) -> Index:
-    """Opens a file that write wrote.
+    """Opens a file that `write` wrote.
 
     Raises:
       UsageError: if the file does not exist, or is not a complete file of features.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UsageError(f"{path} does not exist. Make it by `python -m alexnet_jax features --output={path}`.")
+        raise UsageError(f"{path} does not exist. Make it with `python -m alexnet_jax features --output={path}`.")
     try:
         with zipfile.ZipFile(path) as archive:
             rest = {}
@@ -154,7 +154,7 @@ def read(path: str | Path) -> Index:
             index = Index(path, stored, **rest, **about, class_names=names and tuple(names))
     except (OSError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{path} is not a complete file of features ({error}). Make it again by "
+            f"{path} is not a complete file of features ({error}). Make it again with "
             f"`python -m alexnet_jax features --output={path}`."
         ) from error
     if not len(index.vectors) == len(index.labels) == len(index.where):
@@ -163,7 +163,7 @@ def read(path: str | Path) -> Index:
 
 
 def _map(path, archive):
-    """The array of features, mapped from the file; NumPy itself maps no arrays inside a zip file."""
+    """The array of features, memory-mapped. NumPy itself cannot map an array inside a zip file."""
     info = archive.getinfo("features.npy")
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError("its features are compressed")
@@ -174,13 +174,13 @@ def _map(path, archive):
     if header + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError("some of its features are missing")
     with open(path, "rb") as file:
-        file.seek(info.header_offset + 26)  # of the zip's own header for the member: 30 bytes, name and extra field
+        file.seek(info.header_offset + 26)  # the member's zip header: 30 bytes, then name and extra field
         start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
     return np.memmap(path, dtype, "r", start + header, shape)
 
 
 def _member(name, extra=b""):
-    info = zipfile.ZipInfo(f"{name}.npy")  # of 1980, so that the same features are the same bytes
+    info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, so that the same features give the same bytes
     info.extra = extra
     return info
 

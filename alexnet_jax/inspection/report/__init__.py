@@ -49,8 +49,8 @@ def write(
       data: data set of the run, opened.
       weights: weights of the checkpoint to show.
       output: the .html file; the folder has its name without .html. Default: workdir/report.html.
-      limit: largest number of images of each split that are examined; from a larger split, so many are drawn by the
-        run's seed.
+      limit: largest number of images of each split that are examined; from a larger split, so many are drawn at
+        random, with the run's seed.
 
     Returns:
       The path of the .html file.

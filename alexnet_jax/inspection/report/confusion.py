@@ -26,7 +26,7 @@ class Class:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """The chart; the classes, largest error first; the number of classes with images; the error over all images in %."""
+    """The chart; the classes, largest error first; the number of classes with images; the error of all images in %."""
 
     chart: Chart
     worst: list[Class]
@@ -59,7 +59,7 @@ def make(probabilities: np.ndarray, labels: np.ndarray, names: list[str], folder
     chart = figures.chart(
         lambda figure: _draw(figure, counts, names),
         (side, side),
-        "Confusion matrix: a row for each true class, a column for each predicted class; the numbers are in confusion.csv.",
+        "Confusion matrix: rows are true classes, columns are predicted classes; the numbers are in confusion.csv.",
         folder / "confusion.png",
     )
     return Confusion(chart, classes[:LISTED], len(classes), 100 * (1 - counts.trace() / counts.sum()))

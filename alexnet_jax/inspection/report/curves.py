@@ -14,7 +14,7 @@ SIZE = (5.2, 3.3)  # inches; letters can still be read on a phone
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """The charts, the epochs at which the learning rate dropped, and the epoch at which the run left chance, or None."""
+    """The charts, the epochs at which the learning rate dropped, and the epoch at which the run left chance or None."""
 
     charts: list[Chart]
     drops: list[float]

@@ -58,7 +58,7 @@ def read(trained: Trained, source: Source, indices: np.ndarray) -> np.ndarray:
 
 
 def choose(probabilities: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Draws eight images by a seed, half of them classified wrongly if there are enough; returns their indices.
+    """Draws eight images by a seed, half of them classified wrongly if possible, and returns their indices.
 
     Args:
       probabilities: (n, K).

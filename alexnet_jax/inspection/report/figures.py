@@ -47,7 +47,7 @@ DARK = _theme("#14181d", "#e4e8ed", "#7d8894", "#6cb4f5")
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A figure for the page: data: URIs of SVGs for light and dark screens, and a text for readers who cannot see them."""
+    """A figure for the page: data: URIs of SVGs for light and dark screens, and a text for those who cannot see it."""
 
     light: str
     dark: str
@@ -83,7 +83,7 @@ def _drawn(draw, size, theme, kind):
 
 
 def save_gallery(images: list[list[np.ndarray]], titles: list[list[str]], path: Path) -> None:
-    """Writes rows of square (H, H, 3) uint8 images as PNG, each with a title of up to 3 lines of 22 letters above it."""
+    """Writes rows of square (H, H, 3) uint8 images as PNG, each below a title of up to 3 lines of 22 letters."""
     rows, columns = len(images), len(images[0])
     cell = 1.35  # height of a cell; its width is 1, and the side of its image is 0.94
 

@@ -21,7 +21,7 @@ class Tower:
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """Figure 3: the kernels' layer and size, the towers, and their specialisation (None for one tower or one channel)."""
+    """Figure 3: the kernels' layer and size, the towers, and their specialisation (None for one tower or channel)."""
 
     layer: str
     size: int
@@ -73,8 +73,8 @@ def colour_share(kernels: np.ndarray) -> float:
 def specialisation(kernels: np.ndarray) -> float:
     """How far the towers have specialised in brightness and colour: the largest colour share minus the smallest.
 
-    It is 1 if one tower is grey and another sees only colour. It is about 0 if the towers are alike. Random towers are:
-    on average it is 0.006 for two random towers of 48 kernels of 11 x 11, and 0.02 for two of 16 kernels of 5 x 5.
+    It is 1 if one tower is grey and another sees only colour. It is about 0 if the towers are alike. It is
+    0.006 on average for two random towers of 48 kernels of 11 x 11, and 0.02 for two of 16 kernels of 5 x 5.
 
     Args:
       kernels: (T, ..., 3), towers first.
@@ -84,7 +84,7 @@ def specialisation(kernels: np.ndarray) -> float:
 
 
 def tile(kernels: np.ndarray) -> np.ndarray:
-    """(n, h, w, C) kernels -> one image (H, W, 4) uint8: each is scaled around mid-grey, with clear pixels between."""
+    """(n, h, w, C) kernels -> one image (H, W, 4) uint8: each is scaled around mid-grey; gaps are transparent."""
     count, height, width = kernels.shape[:3]
     columns = min(count, 16 if count > 16 else 8)
     rows = -(-count // columns)
