@@ -173,7 +173,7 @@ def test_weights_that_are_not_the_same_for_both_are_refused(second, alone, data_
     arguments = "--config.pretrained=w.safetensors", "--config.num_steps=4"
     for code, _, shown in end(start_two(tmp_path / "run", data_dir, *arguments, cwds=folders)):
         assert code == 1
-        assert ("what is in w.safetensors is" if second == "another" else "w.safetensors is not there") in shown
+        assert ("what is in w.safetensors is" if second == "another" else "w.safetensors does not exist") in shown
     assert not (tmp_path / "run" / "config.json").exists()
 
 
