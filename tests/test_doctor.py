@@ -140,7 +140,7 @@ def labelled(split, values, source=None):
 
 
 def test_a_healthy_folder_passes_and_nothing_is_left_in_the_workdir(examine, folder, tmp_path):
-    found = examine()
+    found = examine(num_steps=100)
     assert levels(found).keys() == {"ok"}, "\n".join(map(str, found.values()))
     assert not (tmp_path / "run").exists()
     assert "24 to train on" in found["examples"].text
@@ -169,7 +169,7 @@ def test_the_command_times_a_healthy_folder_writes_the_sheet_and_ends_well(folde
 
 def test_the_command_ends_with_1_after_a_problem_and_tells_the_rest(not_timed, folder, tmp_path, capsys):
     (folder / "train" / "cat" / "0.png").write_bytes(b"no image")
-    config = [f"--config={ROOT}/configs/quickstart.py", f"--config.dataset=folder:{folder}"]
+    config = [f"--config={ROOT}/configs/quickstart.py", f"--config.dataset=folder:{folder}", "--config.num_steps=100"]
     with pytest.raises(SystemExit) as stop:
         cli.main(["doctor", *config, f"--output={tmp_path}"])
     assert stop.value.code == 1

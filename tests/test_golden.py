@@ -109,7 +109,7 @@ def test_logits_loss_and_gradients_equal_pytorch_s(name, width):
 
     with jax.enable_x64(True):
         step = jax.jit(jax.value_and_grad(loss_of, has_aux=True), static_argnums=1)
-        (loss, logits), gradients = step(jax.tree.map(np.float64, params), jnp.float64)
+        (loss, logits), gradients = jax.device_get(step(jax.tree.map(np.float64, params), jnp.float64))
     assert_near(logits, GOLDEN[f"{where}/logits"])
     assert_near(loss, GOLDEN[f"{where}/loss"])
     for parameter, gradient in to_torch(gradients, arrays, architecture).items():

@@ -1,5 +1,6 @@
 """Reads a split once before training, computes its statistics, and finds broken examples."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -20,7 +21,10 @@ def survey(source: Source, *, image_size: int, num_classes: int) -> Statistics:
     """
     sums, label_counts = Sums(image_size), np.zeros(num_classes, np.int64)
     batches = eval_batches(source, batch_size=min(64, len(source)), image_size=image_size)
-    with tqdm(total=len(source), desc=f"Reading {source.name}", unit=" images", mininterval=1) as bar:
+    with (
+        contextlib.closing(batches),  # stops its threads here, not where an error's traceback is collected
+        tqdm(total=len(source), desc=f"Reading {source.name}", unit=" images", mininterval=1) as bar,
+    ):
         for batch in batches:
             kept = batch["mask"]
             check_labels(batch["label"][kept], num_classes, lambda i, b=batch: source.describe(int(b["index"][i])))

@@ -162,6 +162,7 @@ class _Subsample(nn.Module):
 
 def _image(images, layer, dtype):
     """The images as the first layer sees them: with its number of channels, its scale and its type."""
+    images = jnp.asarray(images)
     images = images.astype(jnp.promote_types(images.dtype, dtype))  # to float64 before, to bfloat16 after scaling
     accepted = (layer.size, layer.size, layer.channels)
     if layer.channels == 1 and images.shape[1:] == (layer.size, layer.size, 3):
