@@ -68,7 +68,7 @@ def losses(config, steps, dtype):
     )
     order = {"seed": config.seed, "batch_size": config.batch_size, "image_size": config.image_size}
     for step, batch in enumerate(batches.train_batches(data.train, start=0, stop=steps, **order)):
-        images = np.array(augmented(recipe, batch, statistics, step))  # before the step, which donates the state
+        images = np.array(augmented(recipe, batch, statistics, step))  # the same draws as in train_step
         state, metrics = train_step(state, batch, statistics, recipe=recipe)
         optimizer.zero_grad(set_to_none=True)
         inputs = torch.tensor(images.transpose(0, 3, 1, 2).astype(dtype))

@@ -112,8 +112,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.weight_decay = 5e-4
     config.update_rule = "decoupled"  # or "paper": the decay inside the velocity; or "source2012", "lars"
     config.schedule = ()  # (epoch, layer, rate): from this epoch, in place of learning_rate; "*": layers not named
-    # Lowers the rate when the validation error stops improving: after `patience` evaluations
-    # and `patience_steps` steps, and not before the network has left chance. The paper gives no patience.
+    # Drops of the rate when the validation error stops improving (docs/training.md). The paper gives no patience.
     config.plateau = ConfigDict({"factor": 0.1, "patience": 5, "patience_steps": 1000, "drops": 3, "threshold": 1e-3})
 
     # Evaluation (sections 4.1 and 6)

@@ -6,6 +6,9 @@
 
 The second command starts from weights of the paper's network: the workdir of a run, or a file that
 `python -m alexnet_jax convert` wrote. docs/fidelity.md lists each difference from the paper.
+
+Only the initial weights were compared with the paper's (RESULTS.md). The other values are first guesses: this project
+has not yet run this config to the end. The doctor estimated 2 h 17 min for 5,000 steps on a 2-core CPU (2026-11-27).
 """
 
 from configs import alexnet
@@ -14,7 +17,7 @@ VARIANTS = ("scratch", "finetune")
 
 
 def get_config(variant: str = "scratch"):
-    """The paper's recipe, with its lengths in steps, not in epochs: an epoch of 200 images has four."""
+    """The paper's recipe, with its lengths in steps, not in epochs: an epoch of 200 images has about three."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/folder.py has no variant {variant!r}; accepted are {', '.join(VARIANTS)}.")
     config = alexnet.get_config()

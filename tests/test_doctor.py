@@ -440,7 +440,11 @@ def test_a_run_that_ends_before_such_networks_learn_is_told(monkeypatch):
     assert level == "warning"
     assert "QUICKSTART left chance after 100 steps on digits: this run may end before" in text
     assert "--config.num_epochs=107 or more" in text
-    assert chance.measured("QUICKSTART_TANH_NO_LRN") == (70, "digits")
+    assert chance.measured("QUICKSTART_TANH_NO_LRN") == ("QUICKSTART_TANH", 70, "digits")
+    config.num_steps = 100  # overrides num_epochs
+    assert "--config.num_steps=200 or more" in only(length.length(config, 100, 120))[1]
+    config.architecture = "QUICKSTART_NO_LRN"  # not measured itself
+    assert "; QUICKSTART left chance after 100 steps" in only(length.length(config, 100, 120))[1]
     assert chance.measured("QUICKSTARTED") is None
     config.architecture = "PAPER"
     assert only(length.length(config, 5, 120))[0] == "ok"

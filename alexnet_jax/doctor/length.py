@@ -20,14 +20,16 @@ def length(config, steps: int, examples: int) -> Findings:
     if known is None:
         yield ok("length", f"{text}; how many steps {config.architecture} needs to leave chance was not measured")
         return
-    text += f"; {config.architecture} left chance after {known[0]:,} steps on {known[1]}"
-    if steps > known[0]:
+    name, needed, data = known
+    text += f"; {name} left chance after {needed:,} steps on {data}"
+    if steps > needed:
         yield ok("length", text)
     else:
-        epochs = math.ceil(2 * known[0] / per_epoch)
+        field = chance.length_field(config)
+        enough = 2 * needed if field == "num_steps" else math.ceil(2 * needed / per_epoch)
         yield warning(
             "length",
-            f"{text}: this run may end before it learns. Set --config.num_epochs={epochs} or more, a smaller "
+            f"{text}: this run may end before it learns. Set --config.{field}={enough} or more, a smaller "
             "--config.batch_size, or start from trained weights (--config.pretrained).",
         )
 

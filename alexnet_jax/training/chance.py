@@ -17,10 +17,15 @@ MEASURED: dict[str, tuple[int, str]] = {
 }
 
 
-def measured(architecture: str) -> tuple[int, str] | None:
-    """Steps that a network, or the one that it is a variant of, took to leave chance; and where. None if not known."""
+def measured(architecture: str) -> tuple[str, int, str] | None:
+    """The measured network that an architecture is, or is a variant of; its steps to leave chance; and its data."""
     of = [name for name in MEASURED if architecture == name or architecture.startswith(f"{name}_")]
-    return MEASURED[max(of, key=len)] if of else None
+    return (max(of, key=len), *MEASURED[max(of, key=len)]) if of else None
+
+
+def length_field(config) -> str:
+    """The field that sets the length of a run: num_steps, if it is given, overrides num_epochs."""
+    return "num_steps" if config.num_steps else "num_epochs"
 
 
 def tell(config, chance: float, say, write, step: int, metrics) -> None:
@@ -56,8 +61,8 @@ def advice(config) -> str:
     """What to try when a run stays at chance, most likely first; one line each."""
     name, rate = config.architecture, config.learning_rate
     known = measured(name)
-    took = f": {name} took {known[0]} steps on {known[1]}" if known else ""
-    lines = [f"more steps (--config.num_epochs){took}"]
+    took = ": {} took {} steps on {}".format(*known) if known else ""
+    lines = [f"more steps (--config.{length_field(config)}){took}"]
     if "_FAN_IN" not in name:
         lines.append(f"initial weights scaled to the inputs of each layer (--config.architecture={name}_FAN_IN)")
     lines += [

@@ -100,8 +100,8 @@ def after_evaluation(
       error: () validation error in %.
       step: () int32, number of steps done.
       factor: the paper's 0.1.
-      patience: a drop needs this many evaluations in a row without improvement,
-      patience_steps: and at least this many steps from the first to the last of them.
+      patience: a drop needs this many evaluations in a row without improvement.
+      patience_steps: it also needs this many steps since the best error, or since the last drop.
       drops: largest number of drops; the paper's 3.
       threshold: smallest improvement that counts, as a share of the best error so far.
     """
