@@ -9,6 +9,7 @@ from alexnet_jax.network.architectures import (
     Dropout,
     Flatten,
     Input,
+    Local,
     MaxPool,
     ReLU,
     SameMapLRN,
@@ -18,7 +19,14 @@ from alexnet_jax.network.architectures import (
     with_classes,
     without,
 )
-from alexnet_jax.network.layers import average_pool, convolution, local_response_norm, max_pool, same_map_response_norm
+from alexnet_jax.network.layers import (
+    average_pool,
+    convolution,
+    local_response_norm,
+    locally_connected,
+    max_pool,
+    same_map_response_norm,
+)
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.network.networks import (
     CAFFE_ALEXNET,
@@ -41,6 +49,7 @@ from alexnet_jax.training.augment import (
     pca_jitter,
     random_crop,
     random_flip,
+    random_resized_crop,
     ten_crop,
 )
 from alexnet_jax.training.optimizer import update_rule
@@ -67,6 +76,7 @@ __all__ = [
     "Dropout",
     "Flatten",
     "Input",
+    "Local",
     "MaxPool",
     "ReLU",
     "SameMapLRN",
@@ -77,10 +87,12 @@ __all__ = [
     "convolution",
     "fit_color_pca",
     "local_response_norm",
+    "locally_connected",
     "max_pool",
     "pca_jitter",
     "random_crop",
     "random_flip",
+    "random_resized_crop",
     "replace",
     "same_map_response_norm",
     "summary",

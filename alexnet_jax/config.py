@@ -5,6 +5,7 @@ import difflib
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import ml_collections
@@ -12,8 +13,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax.errors import UsageError
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import local, read_json, stores, write_whole
 from alexnet_jax.network import architectures, networks
+from alexnet_jax.training import optimizer
+
+CHECKOUT = Path(__file__).parents[1]
+"""The folder that holds configs/, if this package is used from a checkout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,21 @@ _SCHEDULE = Field(
 )
 
 
+_DECAYS = Field(
+    tuple,
+    "a tuple of (layer, decay), such as (('conv1', 0.0), ('fc10', 0.01)), each layer once, decays of at least 0",
+    lambda value: (
+        all(
+            isinstance(entry, tuple)
+            and list(map(type, entry)) in ([str, float], [str, int])
+            and 0 <= entry[1] < math.inf
+            for entry in value
+        )
+        and len({layer for layer, _ in value}) == len(value)
+    ),
+)
+
+
 def _is_schedule(value: tuple) -> bool:
     if not all(isinstance(entry, tuple) and len(entry) == 3 for entry in value):
         return False
@@ -68,8 +88,8 @@ def _free(field: Field) -> Field:
     return dataclasses.replace(field, free=True)
 
 
-# Free fields may differ when a run is resumed: they change how far or where it runs, not
-# what a step computes.
+# Free fields may differ when a run is resumed: they change how far or where it runs, not what a step computes. With a
+# cooldown, the length of a run is not free, because the rates of its last steps depend on it.
 FIELDS = {
     "dataset": Field(str, "'digits', 'imagenet2012', 'folder:PATH' or the name of a TFDS dataset", bool),
     "data_dir": _free(_TEXT),
@@ -81,12 +101,16 @@ FIELDS = {
     "dtype": _one_of("float32", "bfloat16"),
     "pretrained": _TEXT,
     "seed": _NOT_NEGATIVE,
+    "shuffle": _FLAG,
+    "early_share": Field(float, "a number above 0, at most 1", lambda value: 0 < value <= 1),
+    "early_epochs": _NOT_NEGATIVE,
     "batch_size": _POSITIVE,
     "num_epochs": _free(_POSITIVE),
     "num_steps": _free(_NOT_NEGATIVE),
     "mean_at": _one_of("crop", "center"),
     "augment.crop": _FLAG,
     "augment.flip": _FLAG,
+    "augment.min_area": Field(float, "a number above 0, at most 1", lambda value: 0 < value <= 1),
     "augment.group": _POSITIVE,
     "augment.pca_std": _AT_LEAST_ZERO,
     "augment.pca_scale": _one_of("eigenvalue", "stdev"),
@@ -96,9 +120,11 @@ FIELDS = {
     "learning_rate": _ABOVE_ZERO,
     "rate_batch_size": _NOT_NEGATIVE,
     "warmup_epochs": _AT_LEAST_ZERO,
+    "cooldown": Field(float, "a number from 0 to 1", lambda value: 0 <= value <= 1),
     "momentum": _SHARE,
     "weight_decay": _AT_LEAST_ZERO,
-    "update_rule": _one_of("decoupled", "paper", "source2012", "lars"),
+    "weight_decays": _DECAYS,
+    "update_rule": _one_of(*optimizer.RULES),
     "schedule": _SCHEDULE,
     "plateau.factor": Field(float, "a number between 0 and 1", lambda value: 0 < value < 1),
     "plateau.patience": _POSITIVE,
@@ -110,13 +136,25 @@ FIELDS = {
     "eval_batch_size": _free(_POSITIVE),
     "views": _free(Field(int, "1, 5 or 10", lambda value: value in (1, 5, 10))),
     "eval_every_steps": _NOT_NEGATIVE,
+    "data_on_device": _free(_one_of("auto", "always", "never")),
     "checkpoint_every_steps": _free(_POSITIVE),
     "log_every_steps": _free(_POSITIVE),
     "profile": _free(_FLAG),
     "report": _free(_FLAG),
 }
 
-NEWER = {"report": True, "plateau.patience_steps": 0, "eval_every_steps": 0}
+NEWER = {
+    "report": True,
+    "plateau.patience_steps": 0,
+    "eval_every_steps": 0,
+    "cooldown": 0.0,
+    "augment.min_area": 1.0,
+    "weight_decays": (),
+    "shuffle": True,
+    "early_share": 1.0,
+    "early_epochs": 0,
+    "data_on_device": "auto",
+}
 """Fields that older runs lack, with the value that means what those runs did."""
 
 
@@ -129,6 +167,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         if name not in values:
             raise UsageError(f"config lacks the field {name!r} ({field.accepted}). Start from configs/alexnet.py.")
         check_value(name, values[name])
+    local(values["dataset"].removeprefix("folder:"), "config.dataset")
+    for name in ("data_dir", "pretrained"):
+        if not stores.is_address(values[name]):
+            local(values[name], f"config.{name}")
     architecture = networks.named(config.architecture)
     size = architecture[0].size
     if config.image_size < size:
@@ -137,11 +179,14 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"{config.architecture}, or more. Set --config.image_size={size} or choose another architecture."
         )
     weighted = architectures.weighted(architecture)
-    for _, layer, _ in config.schedule:
-        if layer not in ("*", *weighted):
+    named = [("schedule", layer) for _, layer, _ in config.schedule if layer != "*"]
+    named += [("weight_decays", layer) for layer, _ in config.weight_decays]
+    for field, layer in named:
+        if layer not in weighted:
+            others = "'*' and the layers" if field == "schedule" else "the layers"
             raise UsageError(
-                f"config.schedule names the layer {layer!r}; accepted are '*' and the layers of {config.architecture} "
-                f"that have weights, {', '.join(weighted)}. Correct that entry."
+                f"config.{field} names the layer {layer!r}; accepted are {others} of {config.architecture} that have "
+                f"weights, {', '.join(weighted)}. Correct that entry."
             )
 
 
@@ -170,20 +215,33 @@ def check_value(name: str, value: object) -> None:
 
 def check_resumable(config: ml_collections.ConfigDict, saved: ml_collections.ConfigDict, workdir: Path) -> None:
     """Raises UsageError if a run in workdir was started with values that a resumed run may not change."""
-    now, before = flatten(config), flatten(saved)
+    now, before = (with_newer(flatten(values)) for values in (config, saved))
     for name in sorted(now.keys() | before.keys()):
-        if name in FIELDS and FIELDS[name].free:
+        length = name in ("num_epochs", "num_steps") and (now.get("cooldown") or before.get("cooldown"))
+        if name in FIELDS and FIELDS[name].free and not length:
             continue
         if name not in now or name not in before:
             raise UsageError(
                 f"{workdir} holds a run of another version of this program: {name}={before.get(name)!r} there, but "
                 f"{now.get(name)!r} now. Give another --workdir, or resume it with the version that started it."
             )
+        if name == "dataset" and all(str(config[name]).startswith("folder:") for config in (now, before)):
+            continue  # images may be moved; setup.check_contents compares what is in the folders
+        if name == "architecture" and now[name].upper() == before[name].upper():
+            continue
         if now[name] != before[name]:
             raise UsageError(
                 f"{workdir} holds a run with {name}={before[name]!r}, and this one has {name}={now[name]!r}. "
                 f"To resume it, set --config.{name}={before[name]}; to start again, give another --workdir."
             )
+
+
+def with_newer(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """The fields of an older run, by their dotted names behind `prefix`, and the newer fields that it lacks."""
+    parents = {name.rpartition(".")[0] for name in values}
+    return {
+        f"{prefix}{name}": value for name, value in NEWER.items() if f"{prefix}{name}".rpartition(".")[0] in parents
+    } | values
 
 
 def from_flags(arguments: list[str]) -> ml_collections.ConfigDict:
@@ -194,6 +252,10 @@ def from_flags(arguments: list[str]) -> ml_collections.ConfigDict:
     """
     argv, values = ["", *arguments], flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
+    # Config files import each other as configs.NAME, which Python would not find from another working directory.
+    beside = next((a.partition("=")[2] for a in arguments if a.startswith("--config=")), "")
+    folders = map(str, (*Path(beside).absolute().parents[1:2], CHECKOUT))
+    sys.path += [folder for folder in folders if folder not in sys.path]
     try:
         if rest := values(argv)[1:]:
             raise UsageError(f"unknown arguments: {' '.join(rest)}; fields are set as --config.FIELD=VALUE")
@@ -233,8 +295,16 @@ def save(config: ml_collections.ConfigDict, path: Path) -> None:
 
 
 def load(path: Path) -> ml_collections.ConfigDict:
-    """Reads what save wrote."""
-    return ml_collections.ConfigDict(_with_tuples(json.loads(path.read_text())))
+    """Reads what save wrote. Raises UsageError if the file is damaged, or a field does not accept its value."""
+    advice = "Copy it again, or start a new run in another --workdir."
+    config = ml_collections.ConfigDict(_with_tuples(read_json(path, dict, advice)))
+    for name, value in flatten(config).items():
+        if name in FIELDS:
+            try:
+                check_value(name, value)
+            except UsageError as error:
+                raise UsageError(f"{path} is damaged, or of another version of this program: {error}") from error
+    return config
 
 
 def _with_tuples(value):

@@ -1,6 +1,13 @@
 """The error for what the user can correct, and the words for a package that is not installed."""
 
-EXTRAS = {"skimage": "experiments", "sklearn": "experiments", "torch": "torch"}
+EXTRAS = {
+    "skimage": "experiments",
+    "sklearn": "experiments",
+    "torch": "torch",
+    "faiss": "retrieval",
+    "gradio": "explore",
+    **dict.fromkeys(("fsspec", "gcsfs", "s3fs"), "cloud"),
+}
 """The extra of pyproject.toml that brings a package; all other packages come with `train`."""
 
 

@@ -22,7 +22,7 @@ from jax.interpreters.mlir import make_ir_context
 
 from alexnet_jax.convert import Weights
 from alexnet_jax.errors import UsageError
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import local, write_whole
 
 Format = Literal["stablehlo", "savedmodel"]
 LOADING = {
@@ -65,7 +65,7 @@ def export(weights: Weights, path: str | Path, *, format: Format, views: int = 1
 
 def check_path(path: str | Path, format: Format) -> Path:
     """Returns the absolute path. Raises UsageError if an export cannot be written there."""
-    path = Path(path).expanduser().absolute()
+    path = local(path, "--output").absolute()
     if not path.parent.is_dir():
         raise UsageError(
             f"{path} cannot be written: the folder {path.parent} does not exist. Create it, or give another path."

@@ -15,6 +15,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -24,7 +25,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from alexnet_jax import files
 from alexnet_jax.errors import UsageError
+from alexnet_jax.files import copies, stores
+from alexnet_jax.files.lease import Lease
+
+_MEMINFO = Path("/proc/meminfo")  # unlike os.sysconf, it counts file caches as free
+# Where Linux says how much memory a container may have.
+_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class AgreedError(UsageError):
@@ -66,9 +74,18 @@ def keep_compiled() -> None:
     the user's cache, in one folder for each host: a program compiled for one CPU may not run on another. Call this
     before anything is compiled.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "alexnet_jax" / platform.node()))
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet_jax" / platform.node()
+        cache.mkdir(parents=True, exist_ok=True)
+        writable = os.access(cache, os.W_OK)
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        writable = False
+    if writable:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    else:
+        print("Compiled programs are not kept: no home folder can be written to. JAX_COMPILATION_CACHE_DIR names one.")
 
 
 def convolve_with_eigen() -> None:
@@ -109,7 +126,7 @@ def _connect(coordinator, num_processes, process_id, timeout):
     if _initialize((coordinator, num_processes, process_id) if any(given.values()) else (), timeout):
         # When processes are lost, JAX prints a message and aborts; the stacks of all threads would hide the message.
         faulthandler.disable()
-    elif jax.distributed.is_initialized():
+    elif jax.distributed.is_initialized() and threading.current_thread() is threading.main_thread():
         # JAX now handles SIGTERM as a message to several processes; a single process would never notice it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -166,10 +183,23 @@ def _die(error):
     os._exit(1)
 
 
+def free_memory() -> int | None:
+    """Bytes of this host's memory that are free, or hold file caches; None if the system does not say."""
+    found = re.search(r"MemAvailable: *(\d+) kB", _MEMINFO.read_text() if _MEMINFO.is_file() else "")
+    limits = [path.read_text().strip() for path in _LIMITS if path.is_file()]
+    known = [int(found[1]) * 1024] if found else []
+    return min(known + [int(limit) for limit in limits if limit.isdigit()], default=None)
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def say(line: str) -> None:
     """Prints a line once: only process 0 prints it."""
     if jax.process_index() == 0:
-        print(line, flush=True)
+        print(copies.named(line), flush=True)
 
 
 def gather(text: str) -> list[str]:
@@ -218,17 +248,57 @@ def agree(values: dict[str, object]) -> None:
                 )
 
 
+@contextlib.contextmanager
+def workdir(path, use="read", what="run"):
+    """The local folder for a workdir, which may be an address in an object store, for the length of a `with` block.
+
+    Of an address each process has a copy, and process 0 puts back what changed.
+
+    Args:
+      path: a folder, or an address gs://... or s3://...
+      use: as in copies.opened. With "run", process 0 first checks its rights, and holds the lock in the store.
+      what: what uses the workdir, for messages.
+
+    Raises:
+      UsageError: on all processes, if the folder or the address cannot be used, or another process has the lock.
+    """
+    if not stores.is_address(path):
+        yield files.local_folder(path, "--workdir")
+        return
+    address = stores.check_address(str(path), "--workdir")
+    agree({"--workdir": address})
+    first = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+
+        def lock():
+            if use == "run" and first:
+                stores.check_rights(address)
+                return stack.enter_context(Lease(address, what))
+
+        lease = together(lock)
+        copy = copies.opened(address, "--workdir", use if first else "read", lease=lease)
+        yield together(lambda: stack.enter_context(copy))
+
+
+def exchange(folder: Path) -> None:
+    """Puts what process 0 wrote to its copy of a workdir, and gets it for the others; nothing for a shared folder."""
+    if copy := copies.copy_of(folder):
+        together(lambda: None if jax.process_index() else copy.put())
+        together(lambda: copy.get() if jax.process_index() else None)
+
+
 def share(folder: Path) -> None:
-    """Creates a folder, and raises UsageError on all processes unless they all see the same one."""
+    """Creates a folder, and raises UsageError on all processes unless they all see the same one, or have copies."""
+    shared = jax.process_count() > 1 and not copies.copy_of(folder)
     mark = folder / gather(f".shared-{uuid.uuid4().hex}")[0]
 
     def leave_mark():
         folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0 and jax.process_count() > 1:
+        if jax.process_index() == 0 and shared:
             mark.touch()
 
     def find_mark():
-        if jax.process_count() > 1 and not mark.exists():
+        if shared and not mark.exists():
             raise UsageError(
                 f"{folder} is not the same folder here and on process 0. Give a --workdir on storage that all hosts "
                 "share: all of them write checkpoints to it."
@@ -242,11 +312,29 @@ def share(folder: Path) -> None:
             mark.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def alone(workdir: Path):
+    """Locks a workdir, which exists, for this run for the length of a `with` block; process 0 holds the lock.
+
+    Raises:
+      UsageError: on all processes, if another run has locked it.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def lock():
+            if jax.process_index() == 0:
+                stack.enter_context(files.alone(workdir, "run"))
+
+        together(lock)
+        yield
+
+
 class Sigterm:
     """A context manager: after SIGTERM to one process, all processes stop at the same place.
 
     If there is only one process, Ctrl-C does the same; a second Ctrl-C ends the program in the usual way. A Sigterm
-    inside another one informs the outer one as well.
+    inside another one informs the outer one as well. Python handles signals only in the main thread; in another
+    thread it says so and does nothing.
     """
 
     _asked = 0  # calls of `check` in this process; JAX counts in each process too
@@ -257,7 +345,9 @@ class Sigterm:
 
     def __enter__(self):
         # With several processes, JAX handles the signal and chooses the call of `check` at which all of them stop.
-        if jax.process_count() == 1:
+        if threading.current_thread() is not threading.main_thread():
+            say("This is not the main thread: SIGTERM and Ctrl-C will not save the state before the program ends.")
+        elif jax.process_count() == 1:
             listened = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
             # A program that a shell starts in the background ignores Ctrl-C, which is meant for other programs.
             self._before = {number: before for number, before in listened.items() if before is not signal.SIG_IGN}

@@ -1,13 +1,14 @@
 """Speed of image loading: this project's loader, compared with JPEG decoders alone and with other loaders.
 
     python benchmarks/input.py --pictures=DIR                    # DIR holds CLASS/*.jpg at their original sizes
+    python benchmarks/input.py                                   # 100 made-up pictures (pictures.py), repeated
     pip install torch torchvision grain                          # optional: with the other loaders as well
 
 The script prepares the images at 256 x 256 (as JPEG and raw). Then each contestant reads the originals and the
-prepared images, in turn, for several rounds. All loaders give batches of uint8 squares in a shuffled order. The
-decoders decode JPEGs from memory, one thread on each core, and their pixels are thrown away. The script prints
-medians of images/s, the median of the rounds' ratios to the decoder that the loader uses, and the memory that a
-contestant adds (the highest PSS of its processes minus the memory before).
+prepared images, in turn, for several rounds, as far as --seconds allows. All loaders give batches of uint8 squares in
+a shuffled order. The decoders decode JPEGs from memory, one thread on each core, and their pixels are thrown away.
+The script prints medians of images/s, the median of the rounds' ratios to the decoder that the loader uses, and the
+memory that a contestant adds (the highest PSS of its processes minus the memory before).
 """
 
 import argparse
@@ -33,13 +34,15 @@ with contextlib.suppress(ImportError):  # before TensorFlow: in the other order 
 
 import cv2
 import numpy as np
+import pictures
+import shared
 import simplejpeg
 import tensorflow as tf
 
 from alexnet_jax.data import batches, prepare, sources
 
 SIZE, BATCH = 256, 128
-CORES = len(os.sched_getaffinity(0))
+CORES = shared.cores()
 
 
 def timed(run):
@@ -102,7 +105,8 @@ def ours(source):
 
     def run(epochs):
         steps = epochs * len(source) // BATCH
-        read = batches.train_batches(source, seed=next(seeds), batch_size=BATCH, image_size=SIZE, start=0, stop=steps)
+        order = batches.Order(len(source), next(seeds))
+        read = batches.train_batches(source, order=order, batch_size=BATCH, image_size=SIZE, start=0, stop=steps)
         return sum(len(batch["image"]) for batch in read)
 
     return timed(run)
@@ -182,11 +186,11 @@ def peers(paths):
     return found
 
 
-def lay_out(pictures: Path, records: int, folder: Path):
+def lay_out(given: Path, records: int, folder: Path):
     """At least `records` images as folder/train/CLASS/FILE, by links; a few of them as validation."""
-    files = sorted(path for path in pictures.glob("**/*/*") if path.is_file() and path.name[0] != ".")
+    files = sorted(path for path in given.glob("**/*/*") if path.is_file() and path.name[0] != ".")
     if not files:
-        sys.exit(f"error: {pictures} holds no images in class folders. Give --pictures=DIR with DIR/CLASS/FILE.")
+        sys.exit(f"error: {given} holds no images in class folders. Give --pictures=DIR with DIR/CLASS/FILE.")
     for copy in range(-(-records // len(files))):
         for file in files:
             for split in ("train", "validation")[: 1 + (copy == 0)]:
@@ -234,40 +238,49 @@ def _memory():
     return total
 
 
-def compare(title, contestants, rounds, epochs):
-    """Runs all contestants in turn and prints a table; the others are compared with the first."""
+def compare(title, contestants, rounds, epochs, end):
+    """Runs all contestants in turn and prints a table; the others are compared with the first.
+
+    `rounds` is the largest number; there are fewer if they would not be over at `end` (see shared.rounds).
+    """
     rates = {name: [] for name in contestants}
     memory = {}
     for name, run in contestants.items():  # warms up, starts the workers
+        shared.say(f"{title}: first epoch of {name}")
         with Memory() as used:
             run(1)
         memory[name] = (used.highest - used.before) / 1e6
-    for _ in range(rounds):
+    for k in shared.rounds(rounds, end):
+        shared.say(f"{title}: round {k + 1}")
         for name, run in contestants.items():
-            pictures, seconds = run(epochs)
-            rates[name].append(pictures / seconds)
-    first = next(iter(rates))
-    print(f"\n| {title} | images/s | lowest | highest | ratio | MB |\n|---|---|---|---|---|---|")
+            images, seconds = run(epochs)
+            rates[name].append(images / seconds)
+    first, rows = next(iter(rates)), []
     for name, values in rates.items():
         ratio = statistics.median(rate / limit for rate, limit in zip(values, rates[first], strict=True))
-        print(
-            f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} | {max(values):.0f} | {ratio:.3f} "
-            f"| {memory[name]:.0f} |",
-            flush=True,
-        )
+        spread = [f"{rate:.0f}" for rate in (statistics.median(values), min(values), max(values))]
+        rows.append([name, *spread, f"{ratio:.3f}", f"{memory[name]:.0f}"])
+    print()
+    shared.print_table([title, "images/s", "lowest", "highest", "ratio", "MB"], rows)
 
 
 def main():
     """Prepares, reads, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True, help="folder that holds, at any depth, class folders")
+    parser.add_argument("--pictures", type=Path, help="folder that holds, at any depth, class folders")
     parser.add_argument(
         "--records", type=int, default=5000, help="smallest number of images; they are repeated to reach it"
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="at most")
+    parser.add_argument("--seconds", type=float, default=600, help="about this long; fewer rounds on a slow machine")
     options = parser.parse_args()
+    header = shared.machine()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        shared.say("preparing the images")
+        if not options.pictures:
+            options.pictures = folder / "pictures"
+            pictures.draw(options.pictures, min(100, options.records))
         lay_out(options.pictures, options.records, folder / "originals")
 
         def open_it(name, data_dir):
@@ -283,7 +296,7 @@ def main():
                 )
         prepared, raw = (open_it("pictures", folder / encoding) for encoding in ("jpeg", "raw"))
         size = f"batches of {BATCH} at {SIZE} x {SIZE}"
-        print(f"{len(originals)} images, {size}, {CORES} cores, {options.rounds} rounds")
+        print(f"{len(originals)} images, {size}, at most {options.rounds} rounds; {header}")
         compare(
             "prepared",
             {
@@ -294,6 +307,7 @@ def main():
             },
             options.rounds,
             epochs=2,  # raw records are read fast; more of them, so that a loader's start counts little
+            end=shared.end_after(options.seconds / 2),
         )
         compare(
             "originals",
@@ -304,6 +318,7 @@ def main():
             },
             options.rounds,
             epochs=1,
+            end=shared.end_after(options.seconds),
         )
 
 

@@ -38,6 +38,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import shared
 
 from alexnet_jax import AlexNet, convolution, local_response_norm, max_pool
 from alexnet_jax.network.architectures import LRN, Conv, MaxPool, layer_names
@@ -45,7 +46,6 @@ from alexnet_jax.network.networks import PAPER
 
 LIMITS = {"cpu float32": 1e-4, "float32": 1e-2, "bfloat16": 3e-2}  # accelerators multiply float32 with fewer digits
 SECONDS = 0.3  # shortest measurement
-QUEUED = 20  # calls sent to an accelerator at once, so that it does not wait for Python
 TO_TORCH = (0, 3, 1, 2), (3, 2, 0, 1)  # the axes of maps and of kernels; and back:
 FROM_TORCH = (0, 2, 3, 1), (2, 3, 1, 0)
 
@@ -232,41 +232,17 @@ def check(contestants, limit):
             sys.exit(
                 f"error: {name} differs from plain JAX by {max(off):.1e} of the largest number; limit: {limit:.0e}."
             )
-        print(f"{name}: result and gradients within {max(off):.1e}")
-
-
-def seconds(call, wait):
-    """Seconds for a call, averaged over calls for SECONDS."""
-    together = 1 if jax.default_backend() == "cpu" else QUEUED
-    began, calls = time.perf_counter(), 0
-    while time.perf_counter() - began < SECONDS:
-        for _ in range(together):
-            result = call()
-        wait(result)
-        calls += together
-    return (time.perf_counter() - began) / calls
-
-
-def copy_bandwidth():
-    """The highest bytes/s read and written when one is added to 256 MB; in place, so that it needs no new memory."""
-    add_one = jax.jit(lambda x: x + 1, donate_argnums=0)
-    held = [jnp.zeros(2**26, jnp.float32)]
-
-    def call():
-        held[0] = add_one(held[0])
-        return held[0]
-
-    jax.block_until_ready(call())
-    return 2 * held[0].nbytes / min(seconds(call, jax.block_until_ready) for _ in range(3))
+        shared.say(f"{name}: result and gradients within {max(off):.1e}")
 
 
 def measure(contestants, rounds):
     """Seconds of each contestant's calls, in each round."""
+    together = 1 if jax.default_backend() == "cpu" else shared.QUEUED
     times = {name: {"forward": [], "forward + backward": []} for name in contestants}
-    for _ in range(rounds):
+    for _ in rounds:
         for name, contestant in contestants.items():
             for what, found in times[name].items():
-                found.append(seconds(contestant[what], contestant["wait"]))
+                found.append(shared.seconds_a_call(contestant[what], contestant["wait"], SECONDS, together))
     return times
 
 
@@ -280,8 +256,7 @@ def print_table(times, moved, bandwidth):
     """One line for each contestant; ratios are medians over the rounds, above 1 if it is faster."""
     peers = [name for name in times if name.startswith("PyTorch")] or ["plain JAX"]
     columns = [f"{what}, ms | lowest | highest | ratio | GB/s | of copy" for what in moved]
-    print("| | " + " | ".join(columns) + " |")
-    print("|---" * (1 + 6 * len(moved)) + "|")
+    rows = []
     for name in times:
         cells = [name]
         for what, mine in times[name].items():
@@ -290,7 +265,8 @@ def print_table(times, moved, bandwidth):
             cells += [f"{1e3 * s:.3f}" for s in (statistics.median(mine), min(mine), max(mine))]
             rate = moved[what] / statistics.median(mine)
             cells += [f"{ratio:.2f}", f"{rate / 1e9:.1f}", f"{rate / bandwidth:.0%}"]
-        print("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    shared.print_table(["", *" | ".join(columns).split(" | ")], rows)
 
 
 def main():
@@ -300,22 +276,25 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", default=list(operations(1)), choices=list(operations(1)))
+    parser.add_argument("--seconds", type=float, default=300, help="about this long; fewer rounds on a slow machine")
     options = parser.parse_args()
     on_cpu = "cpu " if jax.default_backend() == "cpu" and options.dtype == "float32" else ""
-    limit = LIMITS[on_cpu + options.dtype]
+    limit, end = LIMITS[on_cpu + options.dtype], shared.end_after(options.seconds)
 
-    bandwidth = copy_bandwidth()
-    device = jax.devices()[0].device_kind
-    print(f"Batches of {options.batch}, {options.dtype}, {device}, {options.rounds} rounds; ", end="")
-    print(f"a copy moves {bandwidth / 1e9:.1f} GB/s")
-    for name in options.only:
+    print(f"Batches of {options.batch}, {options.dtype}, at most {options.rounds} rounds; {shared.machine()}")
+    bandwidth = shared.copy_rate()
+    for done, name in enumerate(options.only):
+        shared.say(f"{name}: compiling and checking all contestants")
+        now = time.perf_counter()
+        mine = now + (end - now) / (len(options.only) - done)
         operation = operations(options.batch)[name]
         inputs, cotangent = data_of(operation, jnp.dtype(options.dtype))
-        print(f"\n{name}: {' and '.join(str(shape) for shape in operation.shapes)}\n")
         contestants = contestants_of(operation, inputs, cotangent)
         check(contestants, limit)
-        print()
-        print_table(measure(contestants, options.rounds), least_bytes(operation, inputs, cotangent), bandwidth)
+        shared.say(f"{name}: timing")
+        times = measure(contestants, shared.rounds(options.rounds, mine))
+        print(f"\n{name}: {' and '.join(str(shape) for shape in operation.shapes)}\n")
+        print_table(times, least_bytes(operation, inputs, cotangent), bandwidth)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ def config_of(flags):
     defaults = [f"--config.{name}={value}" for name, value in DEFAULTS.items()]
     config = config_lib.from_flags([f"--config={CONFIG}", *defaults, *flags])
     config_lib.check(config)
+    if config.weight_decays or config.cooldown or config.warmup_epochs or config.schedule:
+        raise SystemExit("error: PyTorch here has one rate and one weight decay; leave out what changes them.")
     return config
 
 
@@ -66,7 +68,8 @@ def losses(config, steps, dtype):
     optimizer = torch.optim.SGD(
         network.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
     )
-    order = {"seed": config.seed, "batch_size": config.batch_size, "image_size": config.image_size}
+    order = batches.Order.of_run(config, len(data.train))
+    order = {"order": order, "batch_size": config.batch_size, "image_size": config.image_size}
     for step, batch in enumerate(batches.train_batches(data.train, start=0, stop=steps, **order)):
         images = np.array(augmented(recipe, batch, statistics, step))  # the same draws as in train_step
         state, metrics = train_step(state, batch, statistics, recipe=recipe)

@@ -26,27 +26,29 @@ import re
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from layers import copy_bandwidth, seconds, shapes_of  # before JAX: it brings PyTorch
+from layers import shapes_of  # before JAX: it brings PyTorch
 from train_step_jax import in_jax
 
 # isort: split
 import jax
 import jax.numpy as jnp
 import numpy as np
+import shared
 
 from alexnet_jax import AlexNet
 from alexnet_jax.network import networks
-from alexnet_jax.network.architectures import Dropout, Flatten, Input, ReLU, Tanh, layer_names
+from alexnet_jax.network.architectures import Dropout, Flatten, Input, Local, ReLU, Tanh, layer_names
 
 NUMBER_BY_NUMBER = Input, ReLU, Tanh, Dropout, Flatten
 PARAMETER = 4  # bytes
+SECONDS = 0.3  # shortest measurement
 CONTAINERS = "while", "call", "conditional"  # their time is the time of the operations inside them
 ONE_BY_ONE = {"xla_gpu_enable_command_buffer": ""}  # the trace of a GPU shows a command buffer as one operation
-COSTLIEST = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +71,10 @@ def work_of(architecture, batch_size, dtype):
         if isinstance(layer, NUMBER_BY_NUMBER):
             continue
         x, y = (math.prod(outputs[n]) * dtype.itemsize for n in (before, name))
-        # A weight of a convolution is used at each place of the maps, one of a dense layer once.
+        # A weight of a convolution is used at each place of the maps, one of a dense or local layer once.
         weights = math.prod(kernels.get(name, (0,)))
-        flops = 2 * math.prod(outputs[name][:-1]) * weights
+        places = batch_size if isinstance(layer, Local) else math.prod(outputs[name][:-1])
+        flops = 2 * places * weights
         gradients = 1 if of_input else 2  # of the weights, and of the maps unless they are images
         found[name] = Work(
             (flops, x + y + PARAMETER * weights),
@@ -80,15 +83,6 @@ def work_of(architecture, batch_size, dtype):
         parameters, of_input = parameters + weights, False
     found["update"] = Work((0, 0), (0, 5 * PARAMETER * parameters))
     return found
-
-
-def matmul_rate(dtype):
-    """The highest floating-point operations/s of a large matrix product."""
-    side = 2048 if jax.default_backend() == "cpu" else 8192
-    a, b = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(a, b))
-    return 2 * side**3 / min(seconds(lambda: product(a, b), jax.block_until_ready) for _ in range(3))
 
 
 def place_of(path, names):
@@ -153,8 +147,8 @@ def trace(contestant, steps):
 
 def print_layers(names, work, times, batch_size, peak, bandwidth):
     """One line for each layer; `times` are milliseconds in a step by layer."""
-    print("| | forward, GFLOP/image | step, GFLOP/image | step, MB | bound by | bound, ms | traced, ms |")
-    print("|---" * 7 + "|")
+    columns = "forward, GFLOP/image", "step, GFLOP/image", "step, MB", "bound by", "bound, ms", "traced, ms"
+    rows = []
     for name in [name for name in (*names, "loss", "update", "unnamed") if name in work or name in times]:
         cells = [name, *[""] * 5]
         if name in work:
@@ -163,17 +157,17 @@ def print_layers(names, work, times, batch_size, peak, bandwidth):
             cells[1:3] = (f"{f / batch_size / 1e9:.3f}" for f in (layer.forward[0], flops))
             cells[3:5] = f"{moved / 1e6:.1f}", "operations" if flops / peak > moved / bandwidth else "bytes"
             cells[5] = f"{1e3 * layer.bound(peak, bandwidth):.3f}"
-        print("| " + " | ".join([*cells, f"{times[name]:.3f}"]) + " |")
+        rows.append([*cells, f"{times[name]:.3f}"])
+    shared.print_table(["", *columns], rows)
 
 
-def print_costliest(operations, times):
+def print_costliest(operations, times, count):
     """One line for each of the slowest operations."""
-    print("| operation | layer | pass | ms a step | share | what it is |")
-    print("|---" * 6 + "|")
-    for name, milliseconds in times.most_common(COSTLIEST):
+    rows = []
+    for name, milliseconds in times.most_common(count):
         layer, way, kind = operations[name]
-        share = f"{milliseconds / times.total():.1%}"
-        print(f"| {name} | {layer} | {way} | {milliseconds:.3f} | {share} | {kind} |")
+        rows.append([name, layer, way, f"{milliseconds:.3f}", f"{milliseconds / times.total():.1%}", kind])
+    shared.print_table(["operation", "layer", "pass", "ms a step", "share", "what it is"], rows)
 
 
 def main():
@@ -182,13 +176,15 @@ def main():
     parser.add_argument("--network", default="PAPER", choices=sorted(networks.NAMED))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--steps", type=int, default=3, help="to trace")
+    parser.add_argument("--steps", type=int, default=3, help="to trace, at most")
+    parser.add_argument("--costliest", type=int, default=10, help="operations to list")
+    parser.add_argument("--seconds", type=float, default=120, help="about this long; fewer steps on a slow machine")
     options = parser.parse_args()
     architecture, dtype = networks.NAMED[options.network], jnp.dtype(options.dtype)
     work = work_of(architecture, options.batch, dtype)
-    peak, bandwidth = matmul_rate(dtype), copy_bandwidth()
-    print(f"{options.network}, batches of {options.batch}, {options.dtype}, {jax.devices()[0].device_kind}; ", end="")
-    print(f"a matrix product makes {peak / 1e9:.1f} GFLOP/s, a copy moves {bandwidth / 1e9:.1f} GB/s\n")
+    print(f"{options.network}, batches of {options.batch}, {options.dtype}; {shared.machine()}; ", end="")
+    peak, bandwidth = shared.matrix_rate(dtype), shared.copy_rate()
+    print(f"for the bounds: {peak / 1e9:.1f} GFLOP/s in {options.dtype}, {bandwidth / 1e9:.1f} GB/s\n")
 
     first, draw = architecture[0], np.random.default_rng(0)
     images = draw.normal(scale=60, size=(options.batch, first.size, first.size, first.channels))
@@ -196,11 +192,17 @@ def main():
     network = AlexNet(architecture, dtype=dtype)
     params = jax.jit(network.init)(jax.random.key(0), batch[0][:1])["params"]
     contestant = in_jax(network, params, batch, getattr(architecture[-1], "rubbish", None))
-    for _ in range(2):
-        jax.block_until_ready(contestant["step"]())
-    taken = statistics.median(seconds(contestant["step"], jax.block_until_ready) for _ in range(3))
-
-    program, times = trace(contestant, options.steps)
+    shared.say("compiling and timing the step")
+    jax.block_until_ready(contestant["step"]())
+    end, one = shared.end_after(options.seconds), shared.seconds(contestant["step"], jax.block_until_ready)
+    together = shared.sent_together(jax.default_backend() == "cpu", one, SECONDS)
+    taken = statistics.median(
+        shared.seconds_a_call(contestant["step"], jax.block_until_ready, SECONDS, together)
+        for _ in shared.rounds(3, end)
+    )
+    fits = int((end - time.perf_counter()) / taken)
+    shared.say("tracing")
+    program, times = trace(contestant, max(1, min(options.steps, fits)))
     names = layer_names(architecture)
     operations = operations_of(program, times, names)
     times = collections.Counter({name: times[name] for name in operations})
@@ -213,7 +215,7 @@ def main():
     print(
         f"{1e3 * roofline:.3f} ms, {options.batch / roofline:.1f} images/s: {roofline / taken:.1%} of it are reached.\n"
     )
-    print_costliest(operations, times)
+    print_costliest(operations, times, options.costliest)
 
 
 if __name__ == "__main__":

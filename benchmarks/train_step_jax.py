@@ -12,11 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from shared_rule import DECAY, MOMENTUM, RATE
+from shared import DECAY, MOMENTUM, RATE
 
 from alexnet_jax import AlexNet, hosts, update_rule
 from alexnet_jax.network import networks
 from alexnet_jax.network.architectures import LRN, RBF, Conv, Dense, Flatten, Input, layer_names, towers_of
+
+CANDIDATES, CHECKED = 32, 3  # images of the check
+DRAWN = 128  # different images of a batch; a larger one repeats them
 
 
 def plain_layers(architecture):
@@ -93,8 +96,9 @@ class PlainFlax(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        """(N, H, W, C) -> (N, K) float32."""
+        """(N, H, W, C) -> (N, K), in float32 at least."""
         for layer in self.layers:
+            self.sow("intermediates", f"{layer.name}_input", x)
             match layer.kind:
                 case "Input":
                     x = (x if layer.scale is None else x * layer.scale).astype(self.dtype)
@@ -121,7 +125,7 @@ class PlainFlax(nn.Module):
                     x = x * (1 - layer.rate)
                 case _:
                     x = without_weights(layer, x)
-        return x.astype(jnp.float32)
+        return at_least_float32(x)
 
 
 class PlainSubsample(nn.Module):
@@ -138,6 +142,11 @@ class PlainSubsample(nn.Module):
         return kernel * nn.avg_pool(x, (self.size,) * 2, (self.size,) * 2) + bias
 
 
+def at_least_float32(x):
+    """In float32, or in float64 if it is that already."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def without_weights(layer, x):
     """A layer that has no weights and is the same in training and at test time."""
     match layer.kind:
@@ -146,12 +155,12 @@ def without_weights(layer, x):
         case "Tanh":
             return layer.amplitude * jnp.tanh(layer.slope * x)
         case "LRN":
-            a = x.reshape(*x.shape[:-1], layer.groups, -1).astype(jnp.float32)
+            a = at_least_float32(x.reshape(*x.shape[:-1], layer.groups, -1))
             window, edges = (1,) * 4 + (layer.n,), [(0, 0)] * 4 + [(layer.n // 2, layer.n // 2)]
             sums = jax.lax.reduce_window(a**2, 0.0, jax.lax.add, window, (1,) * 5, edges)
             return (a / (layer.k + layer.alpha * sums) ** layer.beta).reshape(x.shape).astype(x.dtype)
         case "SameMapLRN":
-            a = x.astype(jnp.float32)
+            a = at_least_float32(x)
             means = nn.avg_pool(a**2, (layer.n, layer.n), padding="SAME")
             return (a / (layer.k + layer.alpha * means) ** layer.beta).astype(x.dtype)
         case "MaxPool" | "AveragePool":
@@ -166,7 +175,7 @@ def without_weights(layer, x):
 
 
 def in_jax(model, params, batch, rubbish=None):
-    """A contestant: calls that compile and take a step, predict, and give the loss and its gradients at test time.
+    """A contestant: calls that compile and take a step, predict, and give each image's loss and gradients at test time.
 
     Args:
       model: AlexNet or PlainFlax.
@@ -190,12 +199,20 @@ def in_jax(model, params, batch, rubbish=None):
         return optax.apply_updates(params, updates), velocity, loss
 
     state, inputs = [params, rule.init(params)], (*batch, jax.random.key(0))
+    loss_and_gradients = jax.jit(jax.value_and_grad(loss_of))
     predict = jax.jit(lambda params, images: model.apply({"params": params}, images))
     device = jax.devices()[0]
 
     @functools.cache
     def compiled():
         return train.lower(*state, *inputs).compile()
+
+    def gradients():
+        images, labels = batch
+        return [
+            jax.device_get(loss_and_gradients(state[0], images[k : k + 1], labels[k : k + 1]))
+            for k in range(len(labels))
+        ]
 
     def step():
         state[0], state[1], loss = compiled()(*state, *inputs)
@@ -208,10 +225,9 @@ def in_jax(model, params, batch, rubbish=None):
         "compile": compiled,
         "step": step,
         "forward": lambda: predict(state[0], batch[0]),
-        "gradients": lambda: jax.device_get(jax.jit(jax.value_and_grad(loss_of))(state[0], *batch)),
+        "gradients": gradients,
         "wait": jax.block_until_ready,
         "allocated": lambda: (device.memory_stats() or {}).get("peak_bytes_in_use"),
-        "device": device.device_kind,
         "on_cpu": device.platform == "cpu",
     }
 
@@ -231,45 +247,98 @@ def read(path):
     return found
 
 
-def prepare(folder, network, batch_size):
-    """Draws weights and a batch, and writes them into a folder in the layouts of this project and of the others.
+def margins(layers, params, images):
+    """How far each image is from a decision that rounding could turn: of a ReLU, or of a max pool.
+
+    Args:
+      layers: of plain_layers.
+      params: PlainFlax's, float32.
+      images: (N, H, W, C).
 
     Returns:
-      plain_layers of the network.
+      (N,): the smallest |input| of a ReLU, or difference of the two largest numbers in a window, relative to the root
+      of the mean square of that layer's inputs; computed in float64.
+    """
+    with jax.enable_x64(True):
+        network, images = PlainFlax(tuple(layers), jnp.dtype("float64")), jnp.asarray(images, "float64")
+        _, sown = network.apply({"params": params}, images, mutable="intermediates")
+    found = np.full(len(images), np.inf)
+    for layer in layers:
+        if layer.kind in ("ReLU", "MaxPool"):
+            x = np.asarray(sown["intermediates"][f"{layer.name}_input"][0])
+            near = np.abs(x) if layer.kind == "ReLU" else lead_of_maxima(layer, x)
+            found = np.minimum(found, near.reshape(len(x), -1).min(-1) / np.sqrt(np.square(x).mean()))
+    return found
+
+
+def lead_of_maxima(layer, x):
+    """The difference of the two largest numbers in each window of a max pool; infinite where they are equal.
+
+    Equal numbers are zeros of a ReLU, where no gradient goes on.
+    """
+    beyond = [(0, -(side - layer.size) % layer.stride if layer.round_up else 0) for side in x.shape[1:3]]
+    x = np.pad(x, [(0, 0), *beyond, (0, 0)], constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (layer.size,) * 2, (1, 2))[
+        :, :: layer.stride, :: layer.stride
+    ]
+    second, first = np.moveaxis(np.partition(windows.reshape(*windows.shape[:4], -1), (-2, -1))[..., -2:], -1, 0)
+    return np.where(first == second, np.inf, first - second)
+
+
+def prepare(folder, network, batch_size, checked=True):
+    """Draws weights and a batch, and writes them into a folder in the layouts of this project and of the others.
+
+    batch.npz has the different images and all labels of the batch. check.npz, if the contestants are `checked`, has
+    the CHECKED of CANDIDATES images that are farthest from ties (`margins`).
+
+    Returns:
+      plain_layers of the network, and the platform of the device ("cpu", "gpu").
     """
     try:
         architecture = networks.named(network)
     except ValueError as error:
         sys.exit(f"error: --network: {error}")
     first, draw = architecture[0], np.random.default_rng(0)
-    images = draw.normal(scale=60, size=(batch_size, first.size, first.size, first.channels)).astype(np.float32)
-    labels = draw.integers(0, architecture[-1].units, batch_size)
+    size = first.size, first.size, first.channels
+    images, candidates = (
+        draw.normal(scale=60, size=(count, *size)).astype(np.float32) for count in (min(batch_size, DRAWN), CANDIDATES)
+    )
+    labels = draw.integers(0, architecture[-1].units, batch_size + CHECKED)
     params = jax.jit(AlexNet(architecture).init)(jax.random.key(0), images[:1])["params"]
     layers = plain_layers(architecture)
-    np.savez(folder / "batch.npz", images=images, labels=labels)
+    plain = to_plain(params, layers)
+    np.savez(folder / "batch.npz", images=images, labels=labels[CHECKED:])
+    if checked:
+        chosen = candidates[np.argsort(margins(layers, plain, candidates))[-CHECKED:]]
+        np.savez(folder / "check.npz", images=chosen, labels=labels[:CHECKED])
     write(folder / "this project.npz", params)
-    write(folder / "plain.npz", to_plain(params, layers))
-    return layers
+    write(folder / "plain.npz", plain)
+    return layers, jax.default_backend()
 
 
-def contestant(folder, network, layers, *, ours, dtype, exact):
-    """This project or plain Flax with the files of `prepare`; `exact`: whether float32 products have full precision."""
+def contestant(folder, network, layers, *, ours, dtype, batch):
+    """This project or plain Flax with the files of `prepare`, whose `batch` is "batch" or "check".
+
+    In "float64" the parameters are float64 as well.
+    """
     if ours:
         hosts.convolve_with_eigen()  # as main.py
-    if exact:
-        jax.config.update("jax_default_matmul_precision", "highest")
     dtype, architecture = jnp.dtype(dtype), networks.named(network)
-    model = AlexNet(architecture, dtype=dtype) if ours else PlainFlax(tuple(layers), dtype)
-    with np.load(folder / "batch.npz") as arrays:
-        batch = tuple(jnp.array(arrays[name]) for name in ("images", "labels"))
-    params = read(folder / ("this project.npz" if ours else "plain.npz"))
-    made = in_jax(model, params, batch, getattr(architecture[-1], "rubbish", None))
-    if ours:
-        loss_and_gradients = made["gradients"]
+    exact = dtype == jnp.float64
+    with jax.enable_x64(exact):
+        model = AlexNet(architecture, dtype=dtype) if ours else PlainFlax(tuple(layers), dtype)
+        with np.load(folder / f"{batch}.npz") as arrays:
+            images, labels = jnp.array(arrays["images"]), jnp.array(arrays["labels"])
+        batch = images[np.arange(len(labels)) % len(images)], labels
+        params = read(folder / ("this project.npz" if ours else "plain.npz"))
+        if exact:
+            batch, params = jax.tree.map(lambda a: a.astype(dtype) if a.dtype == jnp.float32 else a, (batch, params))
+        made = in_jax(model, params, batch, getattr(architecture[-1], "rubbish", None))
+    of_images = made["gradients"]
 
-        def gradients():
-            loss, found = loss_and_gradients()
-            return loss, to_plain(found, layers)
+    def gradients():
+        with jax.enable_x64(exact):
+            found = of_images()
+        return [(loss, to_plain(a, layers) if ours else a) for loss, a in found]
 
-        made["gradients"] = gradients
-    return made
+    return made | {"gradients": gradients}

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import torch
-from shared_rule import DECAY, MOMENTUM, RATE
+from shared import DECAY, MOMENTUM, RATE
 from torch import nn
 from torch.nn import functional
 
@@ -148,33 +148,59 @@ def read_network(path, layers):
     return network
 
 
-def contestant(folder, layers, *, maps_last, compiled, dtype, exact):
-    """What train_step_jax.contestant returns, in PyTorch.
+def read_batch(path, device):
+    """The images (N, C, H, W) float32 and labels (N,) of a file; the images are repeated until there are N."""
+    with np.load(path) as arrays:
+        images = torch.tensor(arrays["images"].transpose(0, 3, 1, 2).copy(), device=device)
+        labels = torch.tensor(arrays["labels"], device=device)
+    return images[torch.arange(len(labels), device=device) % len(images)], labels
 
-    On a GPU, products of float32 have the digits that JAX gives them by itself (TF32), or all of them where `exact`.
+
+def use_gpu():
+    """Products of float32 get the digits of JAX's own (TF32), and convolutions are chosen by trial, as by XLA."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+
+
+def gradients_of(model, layers):
+    """The gradients that are in a model, by layer: kernel and bias in plain Flax's layout."""
+    found = {}
+    for layer in layers:
+        if layer.name in model.weighted:
+            module = model.weighted[layer.name]
+            weight, bias = module.weight.grad.cpu().numpy(), module.bias.grad.cpu().numpy()
+            found[layer.name] = {"kernel": to_plain(weight, layer), "bias": bias}
+    return found
+
+
+def contestant(folder, layers, *, maps_last, compiled, dtype, batch):
+    """What train_step_jax.contestant returns, in PyTorch; `compiled` is a mode of torch.compile, or None.
+
+    In "float64" all is float64.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        torch.set_float32_matmul_precision("highest" if exact else "high")
-        torch.backends.cudnn.allow_tf32 = not exact
-        torch.backends.cudnn.benchmark = True  # chooses its convolutions by trial, as XLA does
+        use_gpu()
     layout = torch.channels_last if maps_last else torch.contiguous_format
-    with np.load(folder / "batch.npz") as arrays:
-        images = torch.tensor(arrays["images"].transpose(0, 3, 1, 2).copy(), device=device)
-        images, labels = images.contiguous(memory_format=layout), torch.tensor(arrays["labels"], device=device)
+    images, labels = read_batch(folder / f"{batch}.npz", device)
+    images = images.contiguous(memory_format=layout)
     torch.manual_seed(0)
     model = read_network(folder / "plain.npz", layers).to(device, memory_format=layout)
+    if dtype == "float64":
+        model, images = model.double(), images.double()
     optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
-    called = torch.compile(model) if compiled else model
+    called = torch.compile(model, mode=compiled) if compiled else model
     cast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16")
     rubbish = getattr(layers[-1], "rubbish", None)
 
-    def loss_of(logits):
+    def loss_of(logits, labels=labels):
         if rubbish is not None:
             logits = functional.pad(logits, (0, 1), value=-rubbish)
         return functional.cross_entropy(logits, labels)
 
     def step():
+        torch.compiler.cudagraph_mark_step_begin()  # without CUDA graphs it does nothing
         model.train()
         optimizer.zero_grad(set_to_none=True)
         with cast():
@@ -183,20 +209,21 @@ def contestant(folder, layers, *, maps_last, compiled, dtype, exact):
         optimizer.step()
 
     def forward():
+        torch.compiler.cudagraph_mark_step_begin()
         model.eval()
         with torch.no_grad(), cast():
             called(images)
 
     def gradients():
         model.eval()
-        loss, found = loss_of(model(images)), {}
+        return [of_image(k) for k in range(len(labels))]
+
+    def of_image(k):
+        model.zero_grad(set_to_none=True)
+        with cast():
+            loss = loss_of(model(images[k : k + 1]), labels[k : k + 1])
         loss.backward()
-        for layer in layers:
-            if layer.name in model.weighted:
-                module = model.weighted[layer.name]
-                weight, bias = module.weight.grad.cpu().numpy(), module.bias.grad.cpu().numpy()
-                found[layer.name] = {"kernel": to_plain(weight, layer), "bias": bias}
-        return loss.item(), found
+        return loss.item(), gradients_of(model, layers)
 
     return {
         "step": step,

@@ -14,11 +14,26 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # nothing from, and noth
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
+import pytest
 
 from alexnet_jax import hosts
 
 # As main.py and the commands do: tests call these, and their XLA_FLAGS would reach the children of later tests alone.
 hosts.convolve_with_eigen()
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--faults", type=float, default=1.0, metavar="TIMES", help="make TIMES as many faults in tests/faults"
+    )
+
+
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture
+def faults(request):
+    """The number of faults to make: the usual number times --faults."""
+    times = request.config.getoption("--faults")
+    return lambda usual: max(1, round(usual * times))

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
-REFUSED = ("tensorflow", "tensorflow_datasets", "clu", "orbax", "cv2", "matplotlib", "ml_collections", "array_record")
+REFUSED = (
+    *("tensorflow", "tensorflow_datasets", "clu", "orbax", "cv2", "matplotlib", "ml_collections", "array_record"),
+    *("faiss", "gradio"),
+)
 
 
 def refuse():
@@ -41,6 +44,7 @@ def train_a_step():
         mean_at="crop",
         crop=True,
         flip=False,
+        min_area=1.0,
         group=1,
         pca_std=0.0,
         pca_scale="eigenvalue",
@@ -49,9 +53,12 @@ def train_a_step():
         accumulate=1,
         learning_rate=0.001,
         warmup_steps=0,
+        end=1,
+        cooldown_steps=0,
         schedule=(),
         momentum=0.9,
         weight_decay=5e-4,
+        weight_decays=(),
         update_rule="paper",
         plateau=(("factor", 0.1), ("patience", 3), ("patience_steps", 1), ("drops", 3), ("threshold", 1e-3)),
     )

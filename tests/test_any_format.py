@@ -4,16 +4,21 @@ import contextlib
 import io
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.ExifTags import Base as Tag
 
-from alexnet_jax.data.any_format import SUFFIXES, read_square
+from alexnet_jax.data.any_format import SUFFIXES
 from alexnet_jax.data.images import ImageError, decode_square
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+OLD_PILLOW = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="Pillow 12 does not read back the YCbCr TIFF that it writes"
+)
 
 
 def encode(image, form, **options):
@@ -35,32 +40,25 @@ def smooth(height, width):
     return image
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP"])
-@pytest.mark.parametrize("sides", [(31, 77), (16, 16), (1, 1)])
-def test_what_training_reads_has_the_pixels_of_training(form, sides):
-    encoded = encode(noise(*sides), form)
-    np.testing.assert_array_equal(read_square(encoded, 16), decode_square(encoded, 16))
-
-
 @pytest.mark.parametrize("form", ["TIFF", "PPM", "TGA", "PCX", "SGI"])
 @pytest.mark.parametrize("sides", [(16, 16), (32, 48), (48, 32)])
 def test_what_only_pillow_reads_is_rescaled_as_in_training(form, sides):
     image = noise(*sides)
-    np.testing.assert_array_equal(read_square(encode(image, form), 16), decode_square(encode(image, "BMP"), 16))
+    np.testing.assert_array_equal(decode_square(encode(image, form), 16), decode_square(encode(image, "BMP"), 16))
 
 
 def test_lossless_webp_and_its_first_image_of_several():
     images = [Image.new("RGB", (20, 20), colour) for colour in ((1, 2, 3), RED, WHITE)]
     for form, options in (("WEBP", {"lossless": True}), ("TIFF", {})):
         encoded = encode(images[0], form, save_all=True, append_images=images[1:], **options)
-        assert (read_square(encoded, 8) == (1, 2, 3)).all()
+        assert (decode_square(encoded, 8) == (1, 2, 3)).all()
 
 
 def test_the_first_image_of_an_animated_gif():
     images = [Image.new("P", (20, 20), index) for index in (1, 2)]
     for image in images:
         image.putpalette([0, 0, 0, *RED, *WHITE])
-    assert (read_square(encode(images[0], "GIF", save_all=True, append_images=images[1:]), 8) == RED).all()
+    assert (decode_square(encode(images[0], "GIF", save_all=True, append_images=images[1:]), 8) == RED).all()
 
 
 @pytest.mark.parametrize(
@@ -73,11 +71,11 @@ def test_the_first_image_of_an_animated_gif():
         ("LA", (0, 51), (204, 204, 204)),
         ("CMYK", (0, 255, 255, 0), RED),
         ("CMYK", (0, 0, 0, 255), (0, 0, 0)),
-        ("YCbCr", (77, 128, 128), (77, 77, 77)),
+        pytest.param("YCbCr", (77, 128, 128), (77, 77, 77), marks=OLD_PILLOW),
     ],
 )
 def test_colours_of_a_tiff_are_those_that_a_person_sees(mode, colour, wanted):
-    square = read_square(encode(Image.new(mode, (9, 7), colour), "TIFF"), 4)
+    square = decode_square(encode(Image.new(mode, (9, 7), colour), "TIFF"), 4)
     assert square.shape == (4, 4, 3)
     assert (square == wanted).all()
 
@@ -87,7 +85,7 @@ def test_the_transparent_colour_of_a_palette_is_white():
     image.putpalette([0, 0, 0, *RED])
     image.paste(0, (0, 0, 4, 8))
     image.info["transparency"] = 0
-    square = read_square(encode(image.convert("RGBA"), "WEBP", lossless=True), 8)
+    square = decode_square(encode(image.convert("RGBA"), "WEBP", lossless=True), 8)
     assert (square[:, :4] == WHITE).all()
     assert (square[:, 4:] == RED).all()
 
@@ -95,15 +93,15 @@ def test_the_transparent_colour_of_a_palette_is_white():
 @pytest.mark.parametrize("form", ["TIFF", "PPM", "PNG"])
 def test_of_sixteen_bits_the_upper_eight_are_kept(form):
     image = Image.fromarray(np.full((5, 5), 0x4FFF, np.uint16))
-    assert (read_square(encode(image, form), 5) == 0x4F).all()
+    assert (decode_square(encode(image, form), 5) == 0x4F).all()
 
 
 def test_numbers_that_do_not_tell_what_is_white_are_refused():
     with pytest.raises(ImageError, match="floating-point"):
-        read_square(encode(Image.new("F", (4, 4), 0.5), "TIFF"), 4)
+        decode_square(encode(Image.new("F", (4, 4), 0.5), "TIFF"), 4)
     for value in (-1, 200, 2**16):
         with pytest.raises(ImageError, match="not those of a 16-bit image"):
-            read_square(encode(Image.new("I", (4, 4), value), "TIFF"), 4)
+            decode_square(encode(Image.new("I", (4, 4), value), "TIFF"), 4)
 
 
 # What a camera writes for an image whose quarters are those of `smooth`, once it is turned as the note says.
@@ -126,13 +124,13 @@ def test_an_image_stands_as_its_exif_note_says(form, orientation):
     exif[Tag.Orientation] = orientation
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(form, {})
     stored = np.ascontiguousarray(STORED[orientation](smooth(32, 48)))
-    square = read_square(encode(stored, form, exif=exif, **options), 32)
+    square = decode_square(encode(stored, form, exif=exif, **options), 32)
     np.testing.assert_allclose(square.astype(int), smooth(32, 48)[:, 8:40], atol=5)
 
 
 def test_a_note_that_is_damaged_leaves_the_image_as_it_is():
     encoded = encode(noise(16, 16), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    np.testing.assert_array_equal(read_square(encoded, 16), decode_square(encoded, 16))
+    np.testing.assert_array_equal(decode_square(encoded, 16), decode_square(encoded, 16, upright=False))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +150,7 @@ def test_a_note_that_is_damaged_leaves_the_image_as_it_is():
 )
 def test_what_is_no_whole_image_says_why(encoded, message):
     with pytest.raises(ImageError, match=message) as caught:
-        read_square(encoded, 16)
+        decode_square(encoded, 16)
     assert str(caught.value)
 
 
@@ -162,7 +160,7 @@ def test_a_damaged_image_is_an_image_or_an_error(form, data):
     for _ in range(data.draw(st.integers(1, 4))):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ImageError):  # and no other
-        assert read_square(bytes(encoded), 8).shape == (8, 8, 3)
+        assert decode_square(bytes(encoded), 8).shape == (8, 8, 3)
 
 
 def test_names_of_image_files():

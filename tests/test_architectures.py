@@ -56,6 +56,7 @@ def rows(architecture, batch_size=1):
 FULL = 96 * 364 + 256 * 1201 + 384 * 2305 + 384 * 1729 + 256 * 1729 + 4096 * 9217 + 4096 * 4097 + 1000 * 4097
 HALF = 48 * 364 + 128 * 1201 + 192 * 1153 + 192 * 1729 + 256 * 1729 + 4096 * 9217 + 4096 * 4097 + 1000 * 4097
 CIFAR = 32 * 76 + 32 * 801 + 64 * 801 + 10 * 1025
+CONVS = 64 * 76 + 64 * 1601
 PARAMETERS = {
     "PAPER": 60_965_224,
     "SOURCE_2012": 60_965_224,
@@ -69,6 +70,12 @@ PARAMETERS = {
     "CIFAR_FOUR_LAYER": CIFAR,
     "CIFAR_FOUR_LAYER_TANH": CIFAR,
     "CIFAR_FOUR_LAYER_LRN": CIFAR,
+    "CIFAR_19PCT": CIFAR,
+    "CIFAR_18PCT": CIFAR,
+    "CIFAR_80SEC": 32 * 76 + 32 * 801 + 64 * 801 + 64 * 1025 + 10 * 65,
+    "CONV_LOCAL_13PCT": CONVS + 36 * 32 * (577 + 289) + 10 * 1153,  # 6 x 6 places with kernels of their own
+    "CONV_LOCAL_11PCT_FIRST": CONVS + 36 * 32 * (577 + 289) + 10 * 1153,
+    "CONV_LOCAL_11PCT": CONVS + 36 * (64 * 577 + 32 * 577) + 10 * 1153,
     "QUICKSTART": 32 * 76 + 64 * 401 + 96 * 577 + 96 * 433 + 64 * 433 + 256 * 257 + 256 * 257 + 10 * 257,
     "PAPER_NO_LRN": FULL,
     "PAPER_NO_OVERLAP": FULL,
@@ -81,6 +88,12 @@ PARAMETERS = {
     "PAPER_NO_CONV5": FULL - 256 * 1729 - 4096 * 9217 + 4096 * (36 * 384 + 1),
     "PAPER_NO_FC6": FULL - 4096 * 4097,
 }
+
+
+@pytest.mark.parametrize("change", ["ONE_GPU", "SIX_CONV"])
+def test_changes_that_are_not_defined_for_local_layers_are_refused(change):
+    with pytest.raises(ValueError, match=f"there is no CONV_LOCAL_13PCT_{change}: it has locally connected layers"):
+        networks.named(f"CONV_LOCAL_13PCT_{change}")
 
 
 def test_the_sum_by_hand_is_the_paper_s():
@@ -98,6 +111,7 @@ def kinds(architecture):
 
 CONV = "Conv ReLU LRN MaxPool Conv ReLU LRN MaxPool Conv ReLU Conv ReLU Conv"
 DENSE = "Dense ReLU Dropout Dense ReLU Dropout Dense"
+CIFARS, LOCALS = "Conv ReLU AveragePool Conv ReLU AveragePool", "Local ReLU Local ReLU"
 KINDS = {
     "PAPER": f"Input {CONV} ReLU MaxPool Flatten {DENSE}",
     "SOURCE_2012": "Input Conv LRN MaxPool ReLU Conv ReLU LRN SameMapLRN MaxPool Conv ReLU Conv ReLU Conv MaxPool ReLU "
@@ -113,11 +127,20 @@ KINDS = {
     "LENET5": "Input Conv Tanh Subsample Tanh Conv Tanh Subsample Tanh Conv Tanh Flatten Dense Tanh RBF",
     "CIFAR_FOUR_LAYER": "Input Conv MaxPool ReLU Conv ReLU AveragePool Conv ReLU AveragePool Flatten Dense",
     "CIFAR_FOUR_LAYER_LRN": "Input Conv MaxPool ReLU LRN Conv ReLU AveragePool LRN Conv ReLU AveragePool Flatten Dense",
+    "CIFAR_19PCT": f"Input Conv MaxPool ReLU {CIFARS} Flatten Dense",
+    "CIFAR_18PCT": "Input Conv MaxPool ReLU SameMapLRN Conv ReLU AveragePool SameMapLRN Conv ReLU AveragePool "
+    "Flatten Dense",
+    "CIFAR_80SEC": f"Input Conv MaxPool ReLU {CIFARS} Flatten Dense ReLU Dense",
+    "CONV_LOCAL_13PCT": f"Input Conv ReLU MaxPool Conv ReLU MaxPool {LOCALS} Flatten Dense",
+    "CONV_LOCAL_11PCT": f"Input Conv ReLU MaxPool LRN Conv ReLU LRN MaxPool {LOCALS} Flatten Dense",
+    "CONV_LOCAL_11PCT_FIRST": f"Input Conv ReLU LRN MaxPool Conv ReLU LRN MaxPool {LOCALS} Flatten Dense",
 }
 PAPERS_LRN, THE_MEAN = LRN(5, 2.0, 1e-4, 0.75, False, "own"), LRN(5, 2.0, 1e-4, 0.75, True, "own")
 CAFFES_LRN = LRN(5, 1.0, 1e-4, 0.75, True, "all")
 NORMS = {
     **{"PAPER": PAPERS_LRN, "ONE_GPU": PAPERS_LRN, "SIX_CONV": PAPERS_LRN, "CIFAR_FOUR_LAYER_LRN": PAPERS_LRN},
+    "CONV_LOCAL_11PCT": LRN(9, 1.0, 0.001, 0.75, True, "own"),
+    "CONV_LOCAL_11PCT_FIRST": LRN(5, 1.0, 0.001, 0.75, True, "own"),
     **{"SOURCE_2012": THE_MEAN, "SLIDES": THE_MEAN, "CAFFE_ALEXNET": CAFFES_LRN, "CAFFENET": CAFFES_LRN},
 }
 
@@ -132,11 +155,12 @@ def test_each_network_has_its_layers_in_their_order_and_the_same_constants_throu
             case LRN():
                 assert layer == NORMS[name]
             case SameMapLRN():
-                assert layer == SameMapLRN(5, 1.0, 1e-3, 0.75)
+                within = SameMapLRN(3, 1.0, 5e-5, 0.75) if name == "CIFAR_18PCT" else SameMapLRN(5, 1.0, 1e-3, 0.75)
+                assert layer == within
             case Dropout():
                 assert layer == Dropout(0.5, rescales)
             case MaxPool() | AveragePool():
-                assert (layer.size, layer.stride, layer.round_up) == (3, 2, name.startswith("CIFAR"))
+                assert (layer.size, layer.stride, layer.round_up) == (3, 2, name.startswith(("CIFAR", "CONV_LOCAL")))
             case Subsample():
                 assert layer == Subsample(2)
             case Tanh():

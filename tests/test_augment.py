@@ -1,13 +1,24 @@
 """Crops, flips, views and colours, by pixels that name their own place."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import ColorPCA, center_crop, fit_color_pca, pca_jitter, random_crop, random_flip, ten_crop
+from alexnet_jax import (
+    ColorPCA,
+    center_crop,
+    fit_color_pca,
+    pca_jitter,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+    ten_crop,
+)
+from alexnet_jax.training import augment
 from alexnet_jax.training.augment import means
 
 
@@ -29,6 +40,50 @@ def test_crops_of_224_from_256_start_at_0_to_32_inclusive_and_nowhere_else():
     assert counts.min() > 60  # of 4000/33 = 121 expected, standard deviation 11
     assert counts.max() < 190
     assert np.corrcoef(top_left.T)[0, 1] == pytest.approx(0, abs=0.06)  # row and column are independent
+
+
+def test_resized_crops_have_random_areas_aspects_and_places_inside_the_image():
+    # Pixels hold their own coordinates. In an enlarged crop these lie on a line: bilinear interpolation keeps linear
+    # functions. From two pixels, an eighth of the crop apart, follow the rectangle's corner and sides.
+    image = places(64, 96).astype(jnp.float32)
+
+    def two(key):
+        cut = random_resized_crop(key, image, 128, 0.35)
+        return cut[56, 56], cut[72, 72]
+
+    first, second = np.asarray(jax.jit(jax.vmap(two))(keys(2000)), np.float64)
+    sides = 8 * (second - first)
+    corners = first + 0.5 - 56.5 / 128 * sides
+    assert corners.min() > -0.01
+    assert (corners + sides - [64, 96]).max() < 0.01
+    shares = sides / [64, 96]
+    area, aspect = shares.prod(1), np.log(shares[:, 1] / shares[:, 0])
+    assert np.quantile(area, [0, 0.25, 0.5]) == pytest.approx([0.35, 0.51, 0.67], abs=0.02)  # uniform in [0.35, 1]
+    whole = shares.max(1) < 0.999  # no side was shortened
+    assert np.abs(aspect).max() == pytest.approx(np.log(4 / 3), abs=0.01)
+    assert aspect[whole & (area < 0.7)].mean() == pytest.approx(0, abs=0.02)
+    free = (shares < 0.9).all(1)
+    at = corners[free] / ([64, 96] - sides[free])  # from 0, at the top or left, to 1
+    assert np.quantile(at, [0.25, 0.5, 0.75], axis=0) == pytest.approx(np.array([[0.25, 0.5, 0.75]] * 2).T, abs=0.04)
+
+
+def test_a_resized_crop_of_the_whole_image_is_the_resized_image():
+    image = jnp.asarray(np.random.default_rng(1).uniform(0, 255, (8, 8, 3)), jnp.float32)
+    got = random_resized_crop(jax.random.key(0), image, 8, 1.0, max_aspect=1.0)
+    np.testing.assert_allclose(got, image, rtol=1e-5)
+    half = random_resized_crop(jax.random.key(0), image, 4, 1.0, max_aspect=1.0)
+    # Antialiasing over two pixels: weights 1, 3, 3, 1 of 8 a side; at the edge 3, 3, 1 of 7.
+    inner = np.convolve([1, 3, 3, 1], [1]) / 8
+    np.testing.assert_allclose(half[1, 1], np.einsum("i,j,ijc->c", inner, inner, image[1:5, 1:5]), rtol=1e-5)
+
+
+def test_the_crop_of_a_run_is_the_paper_s_unless_the_area_varies():
+    image, key = places(9, 12).astype(jnp.float32), jax.random.key(5)
+    np.testing.assert_array_equal(augment.crop(key, image, 4), random_crop(key, image, 4))
+    np.testing.assert_array_equal(augment.crop(key, image, 4, 0.5), random_resized_crop(key, image, 4, 0.5))
+    np.testing.assert_array_equal(augment.crop(None, image, 4, 0.5), center_crop(image, 4))
+    with pytest.raises(ValueError, match="min_area is 0; accepted is a number above 0, at most 1"):
+        random_resized_crop(key, image, 4, 0)
 
 
 def test_a_crop_is_a_piece_of_the_image():
@@ -150,6 +205,7 @@ def test_views_and_draws_are_the_same_under_jit_and_vmap():
     images = jnp.asarray(np.random.default_rng(6).uniform(0, 255, (3, 6, 7, 3)), jnp.float32)
     for f in (
         lambda key, image: random_crop(key, image, 4),
+        lambda key, image: random_resized_crop(key, image, 4, 0.3),
         random_flip,
         lambda key, image: ten_crop(image, 4),
         lambda key, image: center_crop(image, 4),
@@ -164,5 +220,39 @@ def test_a_view_that_does_not_fit_and_pixels_that_cannot_shift_are_refused():
     for cut in (center_crop, ten_crop, functools.partial(random_crop, jax.random.key(0))):
         with pytest.raises(ValueError, match="size is 6, but the image is 5x8"):
             cut(image, 6)
-    with pytest.raises(ValueError, match="image is uint8; accepted is a floating-point type"):
-        pca_jitter(jax.random.key(0), image.astype(jnp.uint8), PCA)
+    pixels = image.astype(jnp.uint8)
+    for change in (
+        lambda: pca_jitter(jax.random.key(0), pixels, PCA),
+        lambda: random_resized_crop(jax.random.key(0), pixels, 4, 0.5),
+    ):
+        with pytest.raises(ValueError, match="image is uint8; accepted is a floating-point type"):
+            change()
+
+
+@pytest.mark.parametrize(
+    ("call", "for_a_batch"),
+    [
+        (lambda x: random_flip(jax.random.key(0), x), "jax.vmap(random_flip)(keys, images)"),
+        (lambda x: random_crop(jax.random.key(0), x, 2), "jax.vmap(random_crop, (0, 0, None))(keys, images, size)"),
+        (
+            lambda x: random_resized_crop(jax.random.key(0), x, 2, 0.5),
+            "jax.vmap(random_resized_crop, (0, 0, None, None))(keys, images, size, min_area)",
+        ),
+        (lambda x: center_crop(x, 2), "jax.vmap(center_crop, (0, None))(images, size)"),
+        (lambda x: ten_crop(x, 2), "jax.vmap(ten_crop, (0, None))(images, size)"),
+        (lambda x: pca_jitter(jax.random.key(0), x, PCA), "jax.vmap(pca_jitter, (0, 0, None))(keys, images, pca)"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4, 6, 6, 3), (6, 6)])
+def test_a_batch_where_one_image_is_meant_is_refused_with_what_works(call, for_a_batch, shape):
+    with pytest.raises(ValueError, match=re.escape(f"image has the shape {shape}; accepted is one image")) as error:
+        call(jnp.ones(shape))
+    assert for_a_batch in str(error.value)
+    names = {"keys": jax.random.split(jax.random.key(0), 4), "images": jnp.ones((4, 6, 6, 3)), "pca": PCA, "size": 2}
+    names["min_area"] = 0.5
+    assert len(eval(for_a_batch, {**globals(), **names})) == 4
+
+
+def test_jitter_of_one_channel_is_refused():
+    with pytest.raises(ValueError, match=r"accepted are three channels, whose colours the PCA describes"):
+        pca_jitter(jax.random.key(0), jnp.ones((4, 4, 1)), PCA)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alexnet_jax.data import sources
-from alexnet_jax.data.batches import eval_batches, examples_of_step, permutation, train_batches
+from alexnet_jax.data.batches import Order, eval_batches, permutation, train_batches
 from alexnet_jax.errors import UsageError
 
 SIZE = 8
@@ -55,8 +55,18 @@ class Pixels(Recording):
         return list(np.broadcast_to(values[:, None, None], (len(indices), SIZE, SIZE, 3)).astype(np.uint8)), indices
 
 
+def examples_of_step(seed, step, batch_size, examples):
+    return Order(examples, seed).of_step(step, batch_size)
+
+
 def train(source, start, stop, **changes):
-    arguments = {"seed": 5, "batch_size": 4, "image_size": SIZE, "start": start, "stop": stop} | changes
+    arguments = {
+        "order": Order(len(source), 5),
+        "batch_size": 4,
+        "image_size": SIZE,
+        "start": start,
+        "stop": stop,
+    } | changes
     return list(train_batches(source, **arguments))
 
 
@@ -103,6 +113,23 @@ def test_each_example_comes_exactly_once_in_each_epoch(seed, examples, batch_siz
         np.testing.assert_array_equal(np.sort(epoch), np.arange(examples))
 
 
+def test_early_epochs_have_only_the_first_examples():
+    order = Order(5, seed=3, early=4, early_epochs=2)
+    seen = np.concatenate([order.of_step(step, 3) for step in range(6)])  # 2 epochs of 4, and 2 of 5
+    want = [permutation(3, 0, 4), permutation(3, 1, 4), permutation(3, 2, 5), permutation(3, 3, 5)]
+    assert seen.tolist() == np.concatenate(want).tolist()
+    assert [order.start(epoch) for epoch in (0, 0.5, 1, 2, 3, 3.5)] == [0, 2, 4, 8, 13, 15.5]
+    assert [float(order.epochs(order.start(epoch))) for epoch in (0, 0.5, 1, 2, 3, 3.5)] == [0, 0.5, 1, 2, 3, 3.5]
+    assert [np.ravel(order.epoch_and_place(n)).tolist() for n in (0, 7, 8, 12, 13)] == [
+        [0, 0], [1, 3], [2, 0], [2, 4], [3, 0]
+    ]  # fmt: skip
+
+
+def test_without_shuffling_the_order_is_the_stored_one():
+    order = Order(5, shuffle=False)
+    assert [order.of_step(step, 4).tolist() for step in range(3)] == [[0, 1, 2, 3], [4, 0, 1, 2], [3, 4, 0, 1]]
+
+
 def test_a_batch_goes_over_the_end_of_an_epoch_into_the_next():
     order = np.concatenate([permutation(3, epoch, 5) for epoch in range(3)])
     assert examples_of_step(3, 1, 4, 5).tolist() == order[4:8].tolist()
@@ -119,7 +146,7 @@ def test_a_batch_goes_over_the_end_of_an_epoch_into_the_next():
 @settings(max_examples=40)
 def test_batches_are_permutations_by_however_many_processes(seed, examples, batch_size, epochs, cut):
     stop = -(-epochs * examples // batch_size)
-    options = {"seed": seed, "batch_size": batch_size}
+    options = {"order": Order(examples, seed), "batch_size": batch_size}
     whole = train(Pixels(examples), 0, stop, **options)
     labels = np.concatenate([batch["label"] for batch in whole])
     for epoch, order in enumerate(np.split(labels[: epochs * examples], epochs)):
@@ -167,7 +194,9 @@ def test_a_run_that_is_resumed_reads_no_more_than_it_needs():
     examples, batch_size = 1_281_167, 128
     start = (50 * examples + 640_000) // batch_size
     source = Pixels(examples)
-    batches = train_batches(source, seed=0, batch_size=batch_size, image_size=SIZE, start=start, stop=start + 1000)
+    batches = train_batches(
+        source, order=Order(len(source)), batch_size=batch_size, image_size=SIZE, start=start, stop=start + 1000
+    )
     batch = next(batches)
     reads_no_more(source)
     batches.close()
@@ -183,7 +212,7 @@ def test_a_run_that_is_resumed_reads_no_more_than_it_needs():
 def test_a_batch_that_is_kept_is_not_overwritten():
     """The memory of those that are not is used again."""
     rng, kept = np.random.default_rng(0), []
-    batches = train_batches(Pixels(1000), seed=5, batch_size=4, image_size=SIZE, start=0, stop=60)
+    batches = train_batches(Pixels(1000), order=Order(1000, 5), batch_size=4, image_size=SIZE, start=0, stop=60)
     for step, batch in enumerate(batches):
         if rng.random() < 0.5:
             kept.append((step, batch["image"][1:]))  # a view of it is enough
@@ -249,7 +278,7 @@ def test_a_file_that_does_not_decode_is_named_by_its_path(tmp_path):
         train(source, 0, 2)
     message = str(error.value)
     assert message.startswith(f"{paths[4]} does not decode as an image (")
-    assert "JPEG, PNG, GIF" in message
+    assert "JPEG, PNG, WebP, GIF" in message
     assert "Repair or remove it" in message
 
 
@@ -323,7 +352,9 @@ def test_an_error_comes_at_its_own_step_and_names_the_first_image():
     batch_size, step = 24, 3
     here, later = (examples_of_step(5, s, batch_size, 200) for s in (step, step + 1))
     source = Broken(200, broken=(*here[[2, 20]], *later[:2]), slow=here[[0]])
-    batches = train_batches(source, seed=5, batch_size=batch_size, image_size=SIZE, start=0, stop=8)
+    batches = train_batches(
+        source, order=Order(len(source), 5), batch_size=batch_size, image_size=SIZE, start=0, stop=8
+    )
     for i in range(step):
         assert next(batches)["label"].tolist() == (10 * examples_of_step(5, i, batch_size, 200)).tolist()
     with pytest.raises(UsageError) as error:
@@ -374,7 +405,7 @@ def test_nothing_goes_on_after_the_last_batch_is_taken(way, taken):
 
     def take():
         stop = taken if way == "at its end" else taken + 10
-        batches = train_batches(source, seed=5, batch_size=4, image_size=SIZE, start=0, stop=stop)
+        batches = train_batches(source, order=Order(len(source), 5), batch_size=4, image_size=SIZE, start=0, stop=stop)
         for _ in range(taken):
             next(batches)
         if way == "closed":
@@ -397,7 +428,8 @@ def test_nothing_goes_on_after_the_last_batch_is_taken(way, taken):
 def test_a_program_may_end_in_the_middle():
     program = """
 import test_batches as tests
-batches = tests.train_batches(tests.Recording(999), seed=0, batch_size=64, image_size=8, start=0, stop=10**6)
+order = tests.Order(999)
+batches = tests.train_batches(tests.Recording(999), order=order, batch_size=64, image_size=8, start=0, stop=10**6)
 for _ in range(3):
     next(batches)
 print("done")
@@ -414,7 +446,9 @@ def ten_epochs():
     ]
     source = sources.RecordSource("small, split train", [record(image.numpy()) for image in images])
     print(apart.peak())
-    for step, _ in enumerate(train_batches(source, seed=0, batch_size=128, image_size=256, start=0, stop=40), start=1):
+    for step, _ in enumerate(
+        train_batches(source, order=Order(len(source)), batch_size=128, image_size=256, start=0, stop=40), start=1
+    ):
         if step in (8, 40):
             print(apart.peak())
 

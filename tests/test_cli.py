@@ -1,5 +1,6 @@
 """The commands of `python -m alexnet_jax`, and help that does not make the user wait."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,44 @@ def test_wrong_arguments_end_with_usage(arguments, capsys):
         cli.main(arguments)
     assert stop.value.code == 2
     assert "usage: python -m alexnet_jax" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_config_is_read_from_any_working_directory(beside, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    file = ROOT / "configs/cifar10.py"  # it imports configs.alexnet
+    if not beside:
+        file = tmp_path / "mine.py"
+        file.write_text((ROOT / "configs/quickstart.py").read_text())
+    program = "from alexnet_jax import config; print(config.from_flags(['--config=' + FILE]).dataset)"
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("FILE", repr(str(file)))],
+        cwd=tmp_path / "work",
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["cifar10" if beside else "digits"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--workdir=hdfs://name/run"],
+        ["evaluate", "--weights=hdfs://name/x.safetensors", "--dataset=digits"],
+        ["prepare", "--source=folder:hdfs://name/images", "--dataset=mine"],
+        ["prepare", "--source=folder:/none", "--dataset=mine", "--data_dir=hdfs://name/data"],
+        ["convert", "hdfs://name/run", "x.safetensors"],
+        ["convert", "x.safetensors", "gs://bucket/x.safetensors"],
+        ["report", "--workdir=hdfs://name/run"],
+        ["ensemble", "--workdir=hdfs://name/run"],
+        ["export", "--workdir=hdfs://name/run", "--output=x"],
+        ["features", "--workdir=gs://bucket/run", "--dataset=digits", "--output=gs://bucket/x.npz"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]).replace(str(ROOT), ""),
+)
+def test_an_address_is_refused_before_work_and_makes_no_folder(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "accepted is a path of this machine's file systems" in message_of(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []

@@ -22,9 +22,12 @@ def brute_force(queries, stored, k):
 
 
 @pytest.mark.devices
+@pytest.mark.parametrize("by_devices", [False, True])  # or FAISS, where it is installed
 @pytest.mark.parametrize(("n", "words"), [(1, 1), (40, 4), (1300, 1), (1300, 4), (700, 8)])
-def test_codes_come_in_the_order_of_differing_bits_and_ties_by_index(monkeypatch, n, words):
-    monkeypatch.setattr(retrieve, "BLOCK", 512)
+def test_codes_come_in_the_order_of_differing_bits_and_ties_by_index(monkeypatch, n, words, by_devices):
+    monkeypatch.setattr(codes, "_BLOCK", 512)
+    if by_devices:
+        monkeypatch.setattr(retrieve, "faiss_on_cpu", lambda: False)
     rng = np.random.default_rng(n)
     stored, queries = (rng.integers(0, 256, (count, 4 * words), np.uint8) for count in (n, 11))
     stored[n // 2 :] = stored[: n - n // 2]  # every code twice

@@ -40,6 +40,7 @@ WRONG = {  # for each field a value of another type, and one that is out of rang
     "mean_at": [1, "corner"],
     "augment.crop": [1],
     "augment.flip": ["True"],
+    "augment.min_area": [0.0, 1.1, "half"],
     "augment.group": [1.0, 0],
     "augment.pca_std": ["0.1", -0.1],
     "augment.pca_scale": [0, "variance"],
@@ -48,6 +49,11 @@ WRONG = {  # for each field a value of another type, and one that is out of rang
     "learning_rate": [True, 0.0, float("inf"), float("nan")],
     "momentum": ["0.9", 1.0],
     "weight_decay": [None, -5e-4],
+    "weight_decays": [0.1, (("conv1",),), (("conv1", -0.1),), (("conv1", "0.1"),), ((1, 0.1),), 2 * (("conv1", 0.1),)],
+    "shuffle": [1],
+    "early_share": [0.0, 1.1],
+    "early_epochs": [-1, 0.5],
+    "data_on_device": [True, "yes"],
     "update_rule": [False, "coupled"],
     "schedule": [
         0.1,
@@ -64,6 +70,7 @@ WRONG = {  # for each field a value of another type, and one that is out of rang
     "accumulate": [0, 1.5],
     "rate_batch_size": [-1, 1.5],
     "warmup_epochs": [-1, "5"],
+    "cooldown": [-0.1, 1.1, "half"],
     "mesh.placement": [2, "one_weird_trick"],
     "plateau.factor": ["0.1", 1.0],
     "plateau.patience": [2.0, 0],
@@ -220,7 +227,7 @@ FREE = {
         "eval_batch_size",
         "views",
     ),
-    *("checkpoint_every_steps", "log_every_steps", "profile", "report"),
+    *("data_on_device", "checkpoint_every_steps", "log_every_steps", "profile", "report"),
 }
 
 
@@ -239,6 +246,23 @@ def test_a_resumed_run_may_change_what_does_not_change_a_step_and_nothing_else(n
     assert message.startswith(f"{tmp_path} holds a run with {name}={before!r}, and this one has {name}={now!r}. ")
     assert f"--config.{name}={before}" in message
     assert "another --workdir" in message
+
+
+def test_with_a_cooldown_the_length_of_a_run_is_not_free(tmp_path):
+    before, now = folder.get_config(), folder.get_config()
+    now.num_steps = before.num_steps + 1000
+    with pytest.raises(UsageError, match=f"holds a run with num_steps={before.num_steps}, and this one has num_steps="):
+        config_lib.check_resumable(now, before, tmp_path)
+
+
+def test_a_run_of_before_some_fields_resumes_with_what_it_did(tmp_path):
+    before = alexnet.get_config()
+    del before.cooldown, before.weight_decays, before.shuffle, before.augment.min_area
+    config_lib.check_resumable(alexnet.get_config(), before, tmp_path)
+    now = alexnet.get_config()
+    now.cooldown = 0.5
+    with pytest.raises(UsageError, match=r"holds a run with cooldown=0.0, and this one has cooldown=0.5"):
+        config_lib.check_resumable(now, before, tmp_path)
 
 
 def test_the_same_config_resumes(tmp_path):
@@ -287,3 +311,26 @@ def test_a_network_that_cannot_be_changed_so_is_told_why():
         UsageError, match=r"config.architecture is 'TORCHVISION_NO_LRN', but .* has no LRN; .*Set --config"
     ):
         config_lib.check_value("architecture", "TORCHVISION_NO_LRN")
+
+
+def test_names_of_networks_are_the_same_in_any_case(tmp_path):
+    config = config_with("architecture", "paper_no_lrn")
+    config_lib.check(config)
+    assert networks.named("Paper_No_LRN") == networks.named("PAPER_NO_LRN")
+    config_lib.check_resumable(config, config_with("architecture", "PAPER_NO_LRN"), tmp_path)
+
+
+def test_images_of_a_folder_may_move_but_not_become_another_dataset(tmp_path):
+    one, other = config_with("dataset", "folder:/a"), config_with("dataset", "folder:/b")
+    config_lib.check_resumable(one, other, tmp_path)
+    with pytest.raises(UsageError, match="holds a run with dataset='folder:/b'"):
+        config_lib.check_resumable(config_with("dataset", "cifar10"), other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dataset", "folder:gs://b/images"), ("data_dir", "hdfs://b/data"), ("pretrained", "hdfs://b/x.pth")],
+)
+def test_an_address_is_not_taken_for_a_folder(name, value):
+    with pytest.raises(UsageError, match=f"config.{name} is .*; accepted is a path of this machine's file systems"):
+        config_lib.check(config_with(name, value))

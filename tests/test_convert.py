@@ -165,9 +165,9 @@ def test_a_pth_file_that_would_run_code_is_refused_and_does_not(tmp_path):
 def test_a_pth_file_of_something_else_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "x.pth"
-    for content in ([torch.ones(1)], {"state_dict": {"a": torch.ones(1)}, "epoch": 3}):
+    for content, holds in (([torch.ones(1)], "list"), ({"weight": {}, "epoch": 3}, "the entries weight, epoch")):
         torch.save(content, path)
-        assert "is not a state dict" in message_of(convert.read, path)
+        assert f"is not a state dict: it holds {holds}. A state dict has" in message_of(convert.read, path)
     torch.save({"features.0.weight": torch.ones(1, dtype=torch.int32)}, path)
     assert "features.0.weight is torch.int32; accepted are floating-point types" in message_of(convert.read, path)
     for content in (b"", b"text\n", STATE_DICT.read_bytes()):
@@ -180,6 +180,178 @@ def test_without_pytorch_a_pth_file_is_answered_by_what_to_do(monkeypatch):
     message = message_of(convert.read, GOLDEN / "torchvision.pth")
     assert "can only be read with PyTorch, which is not installed. Install it (pip install torch), or save" in message
     assert "safetensors.torch.save_file(model.state_dict(), 'alexnet.safetensors')" in message
+
+
+WRAPPED = [
+    ([], lambda name: name),
+    (["module."], lambda name: f"module.{name}"),
+    (["_orig_mod.", "model."], lambda name: f"_orig_mod.model.{name}"),
+    (["encoder."], lambda name: f"encoder.{name}"),
+    (["features.module."], lambda name: name.replace("features.", "features.module.")),
+    (["module.", "features.module."], lambda name: f"module.{name.replace('features.', 'features.module.')}"),
+]
+
+
+@pytest.mark.parametrize(("removed", "rename"), WRAPPED)
+def test_prefixes_of_wrappers_are_removed_and_told(removed, rename, tmp_path):
+    arrays = {rename(name): array for name, array in safetensors.numpy.load_file(STATE_DICT).items()}
+    weights = convert.read(saved(arrays, tmp_path / "x.safetensors"))
+    assert_same_params(weights, convert.read(STATE_DICT))
+    told = "".join(f", without the prefix {prefix}" for prefix in removed)
+    assert weights.source == f"torchvision's alexnet, x.safetensors{told}"
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pth.tar", ".pt", ".ckpt", ".bin"])
+def test_checkpoints_of_pytorch_hold_their_weights_deeper(ending, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = torch.load(GOLDEN / "torchvision.pth", weights_only=True)
+    half = {f"module.{name}": tensor.half() for name, tensor in state.items()}
+    for content in (
+        {"state_dict": half, "epoch": 3, "arch": "alexnet", "optimizer": {"state": {}}},
+        {"model": {"state_dict": half}},
+        half,
+    ):
+        torch.save(content, tmp_path / f"x{ending}")
+        weights = convert.read(tmp_path / f"x{ending}")
+        assert weights.source.endswith(", without the prefix module.")
+        jax.tree.map(
+            lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4),
+            weights.params,
+            convert.read(STATE_DICT).params,
+        )
+
+
+def as_npy(path, change=lambda layers: layers):
+    """The golden AlexNet of Caffe as bvlc_alexnet.npy holds it: a pickled dictionary, channels last."""
+    weights = convert.read(GOLDEN / "alexnet.caffemodel")
+    layers = {}
+    for name, arrays in weights.params.items():
+        kernel = arrays["kernel"]  # (T, h, w, I, O/T), or (T, I, O/T)
+        kernel = np.concatenate(list(kernel), -1)
+        bias = np.concatenate(list(arrays["bias"]))
+        layers[name] = [kernel, bias[: 10 if name == "fc8" else None]]
+    layers["conv1"][0] = layers["conv1"][0][:, :, ::-1]  # RGB -> BGR
+    maps = len(layers["conv5"][1])
+    fc6 = layers["fc6"][0].reshape(2, 6, 6, maps // 2, -1)  # (T, H, W, C/T, O)
+    layers["fc6"][0] = fc6.transpose(1, 2, 0, 3, 4).reshape(36 * maps, -1)
+    layers["fc8"][0] = layers["fc8"][0][:, :10]
+    np.save(path, change(layers), allow_pickle=True)
+    return path
+
+
+def test_alexnet_as_a_pickled_dictionary_is_read_without_running_code(golden, tmp_path):
+    weights = convert.read(as_npy(tmp_path / "bvlc_alexnet.npy"))
+    assert_same_params(weights, convert.read(GOLDEN / "alexnet.caffemodel"))
+    assert_same_answers(weights, golden, golden["alexnet_colour"])
+    touched = tmp_path / "touched"
+    path = as_npy(tmp_path / "trap.npy", lambda layers: layers | {"x": Trap(touched)})
+    assert "which could run code" in message_of(convert.read, path)
+    assert not touched.exists()
+    np.load(path, allow_pickle=True)  # as it would otherwise
+    assert touched.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (
+            lambda layers: {**layers, "fc7": [layers["fc7"][0]]},
+            "is not a dictionary of layers with a kernel and a bias",
+        ),
+        (lambda layers: [1, 2], "is not a dictionary of layers"),
+        (lambda layers: np.ones(3), "is not a dictionary of layers"),
+        (lambda layers: {n: p for n, p in layers.items() if n != "fc7"}, "lacks fc7/bias; accepted are conv1/kernel"),
+    ],
+)
+def test_another_npy_is_refused(change, wanted, tmp_path):
+    assert wanted in message_of(convert.read, as_npy(tmp_path / "x.npy", change))
+
+
+def test_a_trunk_is_accepted_only_as_a_start(tmp_path):
+    arrays = safetensors.numpy.load_file(STATE_DICT)
+    for prefix in ("features.", "", "encoder."):
+        trunk = {name.replace("features.", prefix): a for name, a in arrays.items() if name.startswith("features.")}
+        path = saved(trunk, tmp_path / "trunk.safetensors")
+        assert "has only the convolutions of a network, and no classifier" in message_of(convert.read, path)
+        weights = convert.read(path, trunk=True)
+        whole = convert.read(STATE_DICT)
+        assert weights.params.keys() == {"conv1", "conv2", "conv3", "conv4", "conv5"}
+        for layer in weights.params:
+            jax.tree.map(np.testing.assert_array_equal, weights.params[layer], whole.params[layer])
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused_with_the_array(number, tmp_path):
+    arrays = safetensors.numpy.load_file(STATE_DICT)
+    arrays["features.3.weight"][0, 0, 0, 0] = number
+    message = message_of(convert.read, saved(arrays, tmp_path / "x.safetensors"))
+    assert f"conv2/kernel has numbers that are not finite in float32, such as {number}" in message
+    weights = random_weights(TINY)
+    weights.mean_image[0, 0, 0] = number
+    convert.write(weights, tmp_path / "y.safetensors")
+    assert "y.safetensors: mean_image has numbers that are not finite" in message_of(
+        convert.read, tmp_path / "y.safetensors"
+    )
+
+
+def test_float64_that_overflows_float32_is_refused(tmp_path):
+    arrays = {name: array.astype(np.float64) for name, array in safetensors.numpy.load_file(STATE_DICT).items()}
+    arrays["classifier.4.bias"][0] = 1e39
+    message = message_of(convert.read, saved(arrays, tmp_path / "x.safetensors"))
+    assert "fc7/bias has numbers that are not finite in float32, such as inf" in message
+
+
+def test_a_network_of_torchvision_s_architecture_goes_back_to_torchvision(tmp_path, golden):
+    there = tmp_path / "there.safetensors"
+    convert.convert(STATE_DICT, there, layout="torchvision")
+    ours, theirs = (safetensors.numpy.load_file(path) for path in (there, STATE_DICT))
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert_same_answers(convert.read(there), golden, golden["torchvision"])
+    message = message_of(convert.convert, GOLDEN / "alexnet.caffemodel", there, layout="torchvision")
+    assert "torchvision's alexnet is another network (" in message
+
+
+def test_pytorch_loads_what_goes_back_and_gives_the_same_answers(tmp_path):
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+
+    def convolution(inputs, maps, size, **options):
+        return [nn.Conv2d(inputs, maps, size, **options), nn.ReLU(inplace=True)]
+
+    class TorchvisionAlexNet(nn.Module):  # as torchvision's alexnet, but narrow
+        def __init__(self):
+            super().__init__()
+            pool = nn.MaxPool2d(3, 2)
+            self.features = nn.Sequential(
+                *(*convolution(3, 4, 11, stride=4, padding=2), pool, *convolution(4, 6, 5, padding=2), pool),
+                *(*convolution(6, 8, 3, padding=1), *convolution(8, 6, 3, padding=1)),
+                *(*convolution(6, 5, 3, padding=1), pool),
+            )
+            self.classifier = nn.Sequential(
+                *(nn.Dropout(), nn.Linear(5 * 36, 16), nn.ReLU(inplace=True)),
+                *(nn.Dropout(), nn.Linear(16, 12), nn.ReLU(inplace=True), nn.Linear(12, 7)),
+            )
+
+        def forward(self, x):
+            return self.classifier(torch.flatten(self.features(x), 1))
+
+    architecture = architectures.with_classes(networks.TORCHVISION, 7)
+    for name, width in {"conv1": 4, "conv2": 6, "conv3": 8, "conv4": 6, "conv5": 5}.items():
+        architecture = architectures.replace(architecture, name, maps=width)
+    architecture = architectures.replace(architectures.replace(architecture, "fc6", units=16), "fc7", units=12)
+    weights = random_weights(architecture)
+    convert.write(weights, tmp_path / "ours.safetensors")
+    convert.convert(tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors", layout="torchvision")
+    model = TorchvisionAlexNet().eval()
+    arrays = safetensors.numpy.load_file(tmp_path / "theirs.safetensors")
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=True)
+    images = np.random.default_rng(0).normal(0, 60, (2, 224, 224, 3)).astype(np.float32)
+    ours = AlexNet(architecture).apply({"params": weights.params}, images)
+    scaled = np.moveaxis(images * np.asarray(architecture[0].scale, np.float32), -1, 1)
+    theirs = model(torch.from_numpy(np.ascontiguousarray(scaled))).detach().numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
 # Caffe
@@ -350,7 +522,7 @@ def ending_in(*layers):
         ({"architecture": "Input(3)"}, "has an architecture that is not understood (Expecting value"),
         ({"architecture": "[3]"}, "has an architecture that is not understood ("),
         (ending_in(), "(An architecture starts with Input and ends with Dense"),
-        (ending_in(["Dance", {"units": 5}]), "('Dance' is not a layer; accepted are Input, Conv, Dense, "),
+        (ending_in(["Dance", {"units": 5}]), "('Dance' is not a layer; accepted are Input, Conv, Local, Dense, "),
         (ending_in(["Dense", {"unit": 5}]), "(Dense has no field unit; it has units, sees, bias, std."),
         (ending_in(["Dense", {}]), "missing 1 required positional argument: 'units'"),
         (ending_in(["Dense", {"units": "5"}]), "has an architecture that is not understood ("),
@@ -364,7 +536,7 @@ def test_a_file_of_ours_that_was_changed_is_refused(told, wanted, tmp_path):
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata() | told
     arrays = safetensors.numpy.load_file(path)
-    metadata = {name: value for name, value in metadata.items() if value is not None}
+    metadata = {name: value for name, value in metadata.items() if value is not None and name != "digest"}
     safetensors.numpy.save_file(arrays, path, metadata)
     message = message_of(convert.read, path)
     assert message.startswith(str(path))
@@ -389,8 +561,86 @@ def test_arrays_that_do_not_fit_the_architecture_are_named(changes, wanted, tmp_
         metadata = file.metadata()
     arrays = {**safetensors.numpy.load_file(path), **changes}
     arrays = {name: array for name, array in arrays.items() if array is not None}
+    del metadata["digest"]
     safetensors.numpy.save_file(arrays, path, metadata)
     assert wanted in message_of(convert.read, path)
+
+
+ABSURD = {
+    "architecture": [
+        "[", "5", "null", "[" * 10_000, "[[]]", '[["Input"]]', '[[5, {}]]', '[["Input", 5]]', '{"a": 1}',
+    ],
+    "class_names": ["[", "5", "[1, 2, 3, 4, 5]", "[" * 10_000, '{"a": 1}'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name in ABSURD for text in ABSURD[name]])
+def test_metadata_that_someone_made_up_is_a_sentence(name, text, tmp_path):
+    path = tmp_path / "x.safetensors"
+    convert.write(random_weights(TINY), path)
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata = file.metadata() | {name: text}
+    del metadata["digest"]
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, metadata)
+    assert message_of(convert.read, path).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("Dropout", "rate", 1.5), ("Dropout", "rate", "0.5"), ("Dropout", "rate", -1), ("Dropout", "rescale", 1),
+        ("LRN", "n", 5.0), ("LRN", "k", 0), ("LRN", "alpha", "x"), ("LRN", "sees", "none"), ("Conv", "stride", 0),
+        ("Conv", "padding", -1), ("Conv", "padding", [1, 2, 3]), ("Conv", "std", None), ("Conv", "table", "x"),
+        ("MaxPool", "size", 0), ("Input", "size", 10**12), ("Input", "scale", float("1e99")), ("Dense", "units", True),
+    ],
+)  # fmt: skip
+def test_fields_of_absurd_types_and_values_are_refused(kind, field, value, tmp_path):
+    layers = json.loads(to_json(TINY))
+    next(fields for name, fields in layers if name == kind)[field] = value
+    path = tmp_path / "x.safetensors"
+    convert.write(random_weights(TINY), path)
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata = file.metadata() | {"architecture": json.dumps(layers)}
+    del metadata["digest"]
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, metadata)
+    assert "has an architecture that is not understood (" in message_of(convert.read, path)
+
+
+def test_a_file_whose_contents_changed_is_refused_wherever_the_change_is(tmp_path):
+    path = tmp_path / "x.safetensors"
+    weights = random_weights(TINY)
+    convert.write(weights, path)
+    whole = path.read_bytes()
+    for at in np.random.default_rng(0).integers(0, 8 * len(whole), 60).tolist():
+        path.write_bytes(whole[: at // 8] + bytes([whole[at // 8] ^ 1 << at % 8]) + whole[at // 8 + 1 :])
+        assert message_of(convert.read, path).startswith(str(path))
+    path.write_bytes(whole)
+    assert convert.read(path).source == weights.source
+
+
+def test_a_file_of_before_without_a_digest_is_read_and_says_so(tmp_path):
+    path = tmp_path / "x.safetensors"
+    convert.write(random_weights(TINY), path)
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    del metadata["digest"]
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, metadata)
+    assert convert.read(path).source == "nothing, a file without a digest"
+
+
+def test_a_flipped_bit_in_a_file_of_pytorch_is_found(tmp_path):
+    pytest.importorskip("torch")
+    whole = (GOLDEN / "torchvision.pth").read_bytes()
+    path = tmp_path / "x.pth"
+    wanted = convert.read(GOLDEN / "torchvision.pth")
+    for at in np.random.default_rng(0).integers(0, 8 * len(whole), 60).tolist():
+        path.write_bytes(whole[: at // 8] + bytes([whole[at // 8] ^ 1 << at % 8]) + whole[at // 8 + 1 :])
+        try:
+            found = convert.read(path)
+        except UsageError as error:
+            assert str(error).startswith(str(path))  # noqa: PT017
+        else:
+            assert_same_params(found, wanted)  # a bit that nobody reads
 
 
 def test_predictions_are_those_of_evaluate():
@@ -465,7 +715,7 @@ def test_a_run_that_does_not_tell_its_classes_or_has_other_arrays_is_refused(wor
 # What is no file of weights
 
 
-@pytest.mark.parametrize("ending", [".pkl", ".pickle", ".npy", ".npz", ".bin", ".ckpt", ".h5", ""])
+@pytest.mark.parametrize("ending", [".pkl", ".pickle", ".npz", ".h5", ""])
 def test_other_files_are_refused_and_not_loaded(ending, tmp_path):
     path, touched = tmp_path / f"weights{ending}", tmp_path / "touched"
     path.write_bytes(pickle.dumps(Trap(touched)))
@@ -476,9 +726,11 @@ def test_other_files_are_refused_and_not_loaded(ending, tmp_path):
     assert not touched.exists()
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".caffemodel", ".pth", ".pt", ".SAFETENSORS"])
+@pytest.mark.parametrize(
+    "ending", [".safetensors", ".caffemodel", ".npy", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".SAFETENSORS"]
+)
 def test_an_ending_that_lies_is_found_out_and_nothing_run(ending, tmp_path):
-    if ending.startswith(".p"):
+    if ending.startswith((".p", ".bin", ".ckpt")):
         pytest.importorskip("torch")
     path, touched = tmp_path / f"weights{ending}", tmp_path / "touched"
     for content in (pickle.dumps(Trap(touched)), b"text\n", b"", b"\xff" * 99, STATE_DICT.read_bytes()[:-1]):

@@ -75,7 +75,7 @@ def test_an_unknown_dataset(message_of):
 def test_a_folder_that_is_not_there(message_of, tmp_path):
     message = message_of(config_for(f"folder:{tmp_path}/none"))
     assert f"folder:{tmp_path}/none: there is no such folder" in message
-    assert "SPLIT/CLASS/*.jpg, .jpeg or .png" in message
+    assert "SPLIT/CLASS/FILE, for example train/cat/1.jpg" in message
 
 
 @pytest.mark.parametrize("inside", ["", "train", "train/cat", "train/cat/readme.txt", "train/1.png"])
@@ -87,7 +87,10 @@ def test_a_folder_without_images_in_class_folders(message_of, tmp_path, inside):
     else:
         (root / inside).mkdir(parents=True)
     message = message_of(config_for(f"folder:{root}"))
-    assert f"folder:{root} holds no images in class folders. Fill it so that " in message
+    wanted = (
+        f"folder:{root} holds no folders" if not inside else f"dataset 'folder:{root}' has no split named validation"
+    )
+    assert message.startswith(wanted)
     assert "train/cat/1.jpg" in message
 
 
@@ -117,7 +120,7 @@ def test_a_file_that_is_no_image_is_found_before_training(message_of, folder, pa
     (folder / path).write_text("I am no image")
     message = message_of(config_for(f"folder:{folder}"))
     assert message.startswith(f"{folder / path} does not decode as an image (")
-    assert "Accepted are JPEG, PNG, GIF and BMP" in message
+    assert "Accepted are JPEG, PNG, WebP, GIF, BMP, TIFF and the other formats" in message
     assert "Repair or remove it" in message
 
 

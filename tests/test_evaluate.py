@@ -102,3 +102,13 @@ def test_the_mean_of_the_centre_is_subtracted_from_every_view_where_the_recipe_s
         assert loss == pytest.approx(by_numpy(source, statistics, params, views, at)[2], rel=1e-5)
     if views == 10:
         assert losses["crop"] != pytest.approx(losses["center"], rel=1e-3)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_is_refused(problem, number):
+    source, statistics, params = problem
+    params = jax.tree.map(np.copy, params)
+    params["fc1"]["kernel"][0, 5, 2] = number
+    network = AlexNet(LINEAR, placement=towers.place(LINEAR, devices=jax.devices()[:1]))
+    with pytest.raises(FloatingPointError, match="the loss on made up is not finite: the parameters"):
+        evaluate(params, source, statistics, network=network, batch_size=4)

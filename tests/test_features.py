@@ -77,7 +77,7 @@ def test_a_file_that_is_broken_off_or_another_is_refused(tmp_path):
         features.read(part)
     with np.load(path) as arrays:
         np.savez(part, **{**arrays, "labels": arrays["labels"][1:]})
-    with pytest.raises(UsageError, match="has 21 features and 20 labels"):
+    with pytest.raises(UsageError, match="has 21 features, 20 labels and 21 names"):
         features.read(part)
     with pytest.raises(UsageError, match=r"nothing\.npz does not exist\. Make it with"):
         features.read(tmp_path / "nothing.npz")

@@ -21,20 +21,21 @@ from alexnet_jax import (
     Dropout,
     Flatten,
     Input,
+    Local,
     ReLU,
     SameMapLRN,
     replace,
     without,
 )
 from alexnet_jax.network import networks
-from alexnet_jax.network.architectures import layer_names
+from alexnet_jax.network.architectures import layer_names, weighted
 from alexnet_jax.training import schedule
 from alexnet_jax.training import step as step_lib
 from alexnet_jax.training.augment import ColorPCA
 from alexnet_jax.training.setup import recipe_from_config
 from alexnet_jax.training.statistics import Statistics
 from alexnet_jax.training.step import TrainState, adjust_rate
-from configs import alexnet
+from configs import alexnet, cifar10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -458,6 +459,76 @@ def test_recipes(row, name):
     measure, value, change = CONFIGS[row].measure, CONFIGS[row].values[name], CONFIGS[row].change
     assert agree(measure(alexnet.get_config(name)), value)
     assert not agree(measure(change(alexnet.get_config(name))), value)
+
+
+def cuda_convnet(config):
+    """What the page says of a network of cuda-convnet and its recipe: norms, local3, decays, lengths, crops."""
+    architecture = networks.named(config.architecture)
+    names = layer_names(architecture)
+    norms = [
+        (name, layer.n, layer.k, layer.alpha) for name, layer in zip(names, architecture, strict=True) if "lrn" in name
+    ]
+    wide = [layer.maps for layer in architecture if isinstance(layer, Local)]
+    recipe = recipe_from_config(config, 10, 50_000, place(architecture=architecture))
+    state = dataclasses.replace(state_of(recipe, 0), step=jnp.int32(0))
+    decays = tuple(dict(config.weight_decays).get(name, 0.0) for name in weighted(architecture))
+    late = dataclasses.replace(state, step=jnp.int32(recipe.end - 1))
+    rates = [float(rate) for s in (state, late) for rate in (recipe.rate(s), recipe.bias_rate(s, "conv1"))]
+    ends = [round(step * 128 / 50_000, 1) for step, _, _ in recipe.schedule], round(recipe.end * 128 / 50_000, 1)
+    seen = config.augment.crop, config.augment.flip, config.mean_at, config.views, architecture[0].size
+    return [norms, wide, decays, rates, ends, seen, config.early_share]
+
+
+CONV_DECAYS = (0.004, 0.004, 0.004)
+# Of kernels and biases, at the beginning and in the last step.
+RATES, OF_80SEC, KERNELS = (
+    pytest.approx(rates) for rates in ([1e-3, 2e-3, 1e-5, 2e-5], [1e-3, 2e-3, 1e-4, 2e-4], [1e-3, 2e-3, 1e-5, 2e-3])
+)
+WHOLE, CROPS = (False, False, "crop", 1, 32), (True, True, "center", 10, 24)
+ACROSS_9 = [("lrn1", 9, 1.0, 0.001), ("lrn2", 9, 1.0, 0.001)]
+ACROSS_5 = [("lrn1", 5, 1.0, 0.001), ("lrn2", 5, 1.0, 0.001)]
+WITHIN = [("maplrn1", 3, 1.0, 5e-5), ("maplrn2", 3, 1.0, 5e-5)]
+# The ends of the rates, in epochs of 50,000 images: 100 early epochs of 40,000 are 80 of them.
+CUDA_CONVNET = {
+    "conv_local_13pct": [[], [32, 32], (0, 0, 0.004, 0.004, 0.004), KERNELS, ([120, 130], 140), CROPS, 0.8],
+    "conv_local_11pct": [ACROSS_9, [64, 32], (0, 0, 0.004, 0.004, 0.01), KERNELS, ([430, 440], 450), CROPS, 0.8],
+    "conv_local_11pct_first": [
+        ACROSS_5,
+        [32, 32],
+        (0, 0, 0.004, 0.004, 0.004),
+        KERNELS,
+        ([390, 400], 410),
+        CROPS,
+        0.8,
+    ],
+    "19pct": [[], [], (*CONV_DECAYS, 3.0), RATES, ([120, 130], 140), WHOLE, 1.0],
+    "18pct": [WITHIN, [], (*CONV_DECAYS, 1.0), RATES, ([120, 130], 140), WHOLE, 1.0],
+    "80sec": [[], [], (*CONV_DECAYS, 0.03, 0.03), OF_80SEC, ([8], 10), WHOLE, 1.0],
+}
+FLIPS = {
+    "architecture": lambda config: "CIFAR_80SEC" if config.architecture != "CIFAR_80SEC" else "CIFAR_18PCT",
+    "weight_decays": lambda config: config.weight_decays[:-1],
+    "update_rule": lambda config: "caffe" if config.update_rule == "source2012" else "source2012",
+    "learning_rate": lambda config: 0.002,
+    "augment.flip": lambda config: not config.augment.flip,
+    "num_epochs": lambda config: config.num_epochs + 1,
+    "schedule": lambda config: config.schedule[:-1],
+    "mean_at": lambda config: "center" if config.mean_at == "crop" else "crop",
+    "augment.crop": lambda config: not config.augment.crop,
+    "early_share": lambda config: 0.5,
+    "views": lambda config: 5,
+}
+
+
+@pytest.mark.parametrize("variant", CUDA_CONVNET)
+def test_cuda_convnet_s_recipes(variant):
+    assert cuda_convnet(cifar10.get_config(variant)) == CUDA_CONVNET[variant]
+    for field, other in FLIPS.items():
+        config = cifar10.get_config(variant)
+        config.update_from_flattened_dict({field: other(config)})
+        if field == "architecture":
+            config.weight_decays = ()
+        assert cuda_convnet(config) != CUDA_CONVNET[variant], field
 
 
 def test_each_row_of_the_page_is_tested_here():

@@ -15,9 +15,12 @@ from PIL import Image
 from tiny import place, put, recipe_of, statistics_of
 
 from alexnet_jax import CAFFENET, LRN, SLIDES, TORCHVISION, AlexNet, Conv, Dense, Flatten, Input, MaxPool, ReLU
+from alexnet_jax.network import networks
 from alexnet_jax.network.architectures import WEIGHTED, layer_names, towers_of
+from alexnet_jax.training import setup
 from alexnet_jax.training.statistics import Statistics
 from alexnet_jax.training.step import cross_entropy, init_state, state_shardings, train_step
+from configs import cifar10
 
 NETWORKS = {"SLIDES": SLIDES, "TORCHVISION": TORCHVISION, "CAFFENET": CAFFENET}
 TRAINED = (
@@ -40,6 +43,8 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tests" / "golden"
 with np.load(FOLDER / "networks.npz") as file:
     GOLDEN = dict(file)
+with np.load(FOLDER / "cifar.npz") as file:
+    CIFAR = dict(file)
 
 
 def narrowed(architecture, width):
@@ -140,6 +145,88 @@ def test_twenty_steps_of_the_paper_s_rule_equal_its_formula_in_pytorch():
         assert_near(array, GOLDEN[f"TRAINED/{name}"])
 
 
+def cifar_to_ours(arrays):
+    """Our parameters of cuda-convnet's networks, one tower first and maps last, from PyTorch's."""
+    params = {}
+    for name, array in arrays.items():
+        layer, kind = name.split(".")
+        if layer.startswith("local"):
+            side = math.isqrt(len(array))
+            array = array.reshape(side, side, *array.shape[1:])
+            array = array.transpose(0, 1, 4, 5, 3, 2) if kind == "weight" else array  # (H', W', h, w, C, O)
+        elif array.ndim == 4:
+            array = array.transpose(2, 3, 1, 0)
+        elif array.ndim == 2 and array.shape[1] > 64:  # behind maps, which were flattened with the maps first
+            places = array.shape[1] // (64 if array.shape[1] == 1024 else 32)
+            side = math.isqrt(places)
+            array = array.reshape(len(array), -1, side, side).transpose(2, 3, 1, 0).reshape(array.shape[1], -1)
+        elif array.ndim == 2:
+            array = array.T
+        params.setdefault(layer, {})["kernel" if kind == "weight" else "bias"] = array[None]
+    return params
+
+
+def assert_probes(found, wanted, tolerance):
+    """Arrays in our layout, and the probes of them by PyTorch's names."""
+    for name, (norm, product, *elements) in wanted.items():
+        got_norm, got_product, *got_elements = weights.probe(found[name])
+        np.testing.assert_allclose(got_norm, norm, rtol=tolerance, err_msg=name)
+        np.testing.assert_allclose(got_product, product, atol=tolerance * norm, err_msg=name)
+        largest = np.abs(elements).max()
+        np.testing.assert_allclose(got_elements, elements, rtol=0, atol=tolerance * largest, err_msg=name)
+
+
+def cifar_to_torch(params, arrays):
+    """The way back, to the layout and names of `arrays`."""
+    places = cifar_to_ours({name: np.arange(a.size).reshape(a.shape) for name, a in arrays.items()})
+    back = {}
+    for name, array in arrays.items():
+        layer, kind = name.split(".")
+        kind = "kernel" if kind == "weight" else "bias"
+        back[name] = np.empty(array.size)
+        back[name][places[layer][kind].ravel()] = np.ravel(params[layer][kind])
+        back[name] = back[name].reshape(array.shape)
+    return back
+
+
+@pytest.mark.parametrize("name", weights.CIFAR)
+def test_cuda_convnet_s_networks_and_twenty_steps_of_each_equal_pytorch_s(name):
+    variant = name.removeprefix("CIFAR_").lower()
+    config, architecture = cifar10.get_config(variant), networks.named(name)
+    config.update(batch_size=8, plateau={"drops": 0}, schedule=())
+    config.augment.update(crop=False, flip=False)
+    arrays, (images, labels) = weights.cifar_parameters(name), weights.cifar_inputs(name)
+    recipe = setup.recipe_from_config(config, 10, 8, place(architecture=architecture))
+    assert dict(recipe.weight_decays) == weights.CIFAR_DECAYS[name]
+    side = architecture[0].size
+    batch = {"image": (images + 128).astype(np.uint8), "label": labels.astype(np.int32), "index": np.arange(8)}
+    with jax.enable_x64(True):
+        recipe = dataclasses.replace(recipe, network=recipe.network.clone(dtype=np.dtype("float64")))
+        statistics = Statistics(np.full((side, side, 3), 128.0), statistics_of().pca)
+        params = jax.tree.map(np.float64, cifar_to_ours(arrays))
+        state = init_state(recipe=recipe)
+        opt_state = jax.tree.map(lambda a: a.astype(np.float64) if a.dtype == np.float32 else a, state.opt_state)
+        state = state.replace(params=params, opt_state=opt_state)
+
+        def loss_of(params):
+            logits = recipe.network.apply({"params": params}, images.astype(np.float64))
+            return cross_entropy(logits, labels).mean(), logits
+
+        (loss, logits), gradients = jax.device_get(jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params))
+        losses = []
+        for _ in range(20):
+            state, metrics = train_step(state, put(batch, recipe), statistics, recipe=recipe)
+            losses.append(float(metrics["loss"]))
+        after = jax.device_get(state.params)
+    golden = {key.removeprefix(f"{name}/"): array for key, array in CIFAR.items() if key.startswith(f"{name}/")}
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-9 * np.abs(logits).max())
+    np.testing.assert_allclose(loss, golden["loss"], rtol=1e-9)
+    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-5)  # rates are float32
+    for what, tree in (("gradient", gradients), ("after", after)):
+        probes = {key.removeprefix(f"{what}/"): probe for key, probe in golden.items() if key.startswith(f"{what}/")}
+        assert_probes(cifar_to_torch(tree, arrays), probes, 1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of what imports TFDS
 def test_losses_of_a_run_equal_pytorch_s_step_by_step(monkeypatch, tmp_path):
     pytest.importorskip("torch")
@@ -164,3 +251,7 @@ def test_the_script_still_makes_these_goldens(monkeypatch):
     del made["versions"]
     for name, array in made.items():
         np.testing.assert_allclose(array, GOLDEN[name], rtol=1e-9, atol=1e-9 * np.abs(array).max(), err_msg=name)
+    made = importlib.import_module("cifar").goldens()
+    del made["versions"]
+    for name, array in made.items():
+        np.testing.assert_allclose(array, CIFAR[name], rtol=1e-7, atol=1e-9 * np.abs(array).max(), err_msg=name)

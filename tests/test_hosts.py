@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -36,8 +37,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(workdir, data_dir, *arguments, devices=1, environment=None, cwd=ROOT):
-    """A process of `python main.py` with the quickstart, on a number of fake devices."""
+def start(workdir, data_dir, *arguments, devices=1, environment=None, cwd=ROOT, program=ROOT / "main.py"):
+    """A process of `python main.py`, or of another program, with the quickstart, on a number of fake devices."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -45,21 +46,21 @@ def start(workdir, data_dir, *arguments, devices=1, environment=None, cwd=ROOT):
         **(environment or {}),
     }
     command = [
-        sys.executable, ROOT / "main.py", f"--config={ROOT / 'configs/quickstart.py'}", f"--workdir={workdir}",
+        sys.executable, program, f"--config={ROOT / 'configs/quickstart.py'}", f"--workdir={workdir}",
         f"--config.data_dir={data_dir}", f"--config.num_steps={STEPS}", "--config.checkpoint_every_steps=8",
-        "--config.report=false", *arguments,
+        "--config.report=false", "--config.batch_size=64", "--config.cooldown=0.0", *arguments,
     ]  # fmt: skip
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
 
 
-def start_two(workdir, data_dir, *arguments, each=((), ()), cwds=(ROOT, ROOT)):
+def start_two(workdir, data_dir, *arguments, each=((), ()), cwds=(ROOT, ROOT), programs=(ROOT / "main.py",) * 2):
     """Two processes with one device each, by the flags."""
     port = free_port()
     return [
         start(
             workdir, data_dir, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={process}",
-            "--timeout=20", *arguments, *each[process], cwd=cwds[process],
+            "--timeout=20", *arguments, *each[process], cwd=cwds[process], program=programs[process],
         )
         for process in range(2)
     ]  # fmt: skip
@@ -237,7 +238,8 @@ def test_an_image_that_one_process_cannot_read_ends_both(data_dir, tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(path)
     workdir, arguments = tmp_path / "run", (f"--config.dataset=folder:{images}", "--config.batch_size=16")
-    processes = start_two(workdir, data_dir, "--config.eval_batch_size=4", *arguments, "--config.num_steps=2000")
+    arguments += ("--config.eval_batch_size=4", "--config.data_on_device=never")
+    processes = start_two(workdir, data_dir, *arguments, "--config.num_steps=2000")
     wait_for_checkpoint(workdir, processes)
     for path in images.glob("train/class3/*.png"):
         path.write_text("I am no image any more")
@@ -360,3 +362,54 @@ def test_convolutions_are_eigens_unless_the_environment_says_whose(monkeypatch):
     monkeypatch.setattr(hosts.importlib.metadata, "entry_points", lambda group: (group,))  # an accelerator's own XLA
     hosts.convolve_with_eigen()
     assert "XLA_FLAGS" not in os.environ
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone_and_it_says_so(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work():
+        with hosts.Sigterm() as sigterm:
+            assert not sigterm.check()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "This is not the main thread: SIGTERM and Ctrl-C will not save the state" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("home", ["unknown", "read-only"])
+def test_without_a_home_folder_nothing_is_kept_and_it_says_so_once(home, monkeypatch, capsys, tmp_path):
+    def refuses(*_, **__):
+        if home == "unknown":
+            raise RuntimeError("Could not determine home directory.")
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home" if home == "unknown" else "mkdir", refuses)
+    before = jax.config.jax_compilation_cache_dir
+    hosts.keep_compiled()
+    assert jax.config.jax_compilation_cache_dir == before
+    assert capsys.readouterr().out.count("Compiled programs are not kept: no home folder can be written to.") == 1
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path):
+    with hosts.alone(tmp_path), pytest.raises(UsageError) as error, hosts.alone(tmp_path):
+        pass
+    assert f"Another run is using {tmp_path}: process {os.getpid()} on " in str(error.value)
+    with hosts.alone(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(("limits", "free"), [((), 3000 * 1024), (("max",), 3000 * 1024), (("2000", "9" * 19), 2000)])
+def test_free_memory_is_that_of_the_container_if_it_has_less(limits, free, tmp_path, monkeypatch):
+    paths = [tmp_path / str(k) for k in range(2)]
+    for path, limit in zip(paths, limits, strict=False):
+        path.write_text(f"{limit}\n")
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable:    3000 kB\n")
+    monkeypatch.setattr(hosts, "_LIMITS", paths)
+    monkeypatch.setattr(hosts, "_MEMINFO", meminfo)
+    assert hosts.free_memory() == free
+    meminfo.unlink()
+    assert hosts.free_memory() == (2000 if "2000" in limits else None)

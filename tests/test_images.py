@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from alexnet_jax.data.batches import eval_batches, train_batches
-from alexnet_jax.data.images import MAX_PIXELS, ImageError, decode_square
+from alexnet_jax.data.any_format import MAX_PIXELS, MAX_SIDE, ImageError
+from alexnet_jax.data.batches import Order, eval_batches, train_batches
+from alexnet_jax.data.images import decode_square
 from alexnet_jax.data.sources import FolderSource
 from alexnet_jax.errors import UsageError
 
@@ -379,7 +380,7 @@ def good_images():
         ("grey.jpg", jpeg(grey), greys, 5),
         ("progressive.jpg", jpeg(soft, progressive=True), soft, 5),
         ("rgb.jpg", jpeg(soft, keep_rgb=True), soft, 5),
-        ("rotated.jpg", jpeg(soft, exif=rotated), soft, 5),
+        ("rotated.jpg", jpeg(np.rot90(soft), exif=rotated), soft, 5),
         ("a png.JPEG", png(hard), hard, 0),
         ("bytes too many.jpg", whole[:-2] + bytes(99) + whole[-2:], soft, 5),
         ("more bytes after the end.jpg", whole + b"of another program", soft, 5),
@@ -426,7 +427,7 @@ def bad_images():
     yield "a byte changed.png", whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]
     yield "too few rows.png", png_of(24, 32, chunk(b"IDAT", zlib.compress(rows_of(image[:20]))))
     for form in ("WEBP", "TIFF"):
-        yield f"image.{form.lower()}", encode(image, form)
+        yield f"cut.{form.lower()}", encode(image, form)[:300]
     for form in ("JPEG", "PNG", "GIF", "BMP"):
         yield f"claims too much.{form}", with_side(encode(image, form), 65_000, 65_000)
     for form in ("PNG", "GIF", "BMP"):
@@ -474,6 +475,14 @@ def test_a_claim_is_judged_by_height_times_width(exact):
             decode_square(with_side(encode(image, form), side, side), SIZE, exact=exact)
 
 
+@BOTH
+def test_a_side_that_opencv_refuses_is_an_error_of_one_line(exact):
+    thin = b"P6\n%d 1\n255\n" % (MAX_SIDE + 1) + bytes(3 * (MAX_SIDE + 1))
+    for file in (thin, with_side(encode(noise(2, 3), "BMP"), MAX_SIDE + 1, 1)):
+        with pytest.raises(ImageError, match=rf"^its header claims {MAX_SIDE + 1} x 1 pixels$"):
+            decode_square(file, SIZE, exact=exact)
+
+
 def folder(path, images):
     """Writes named files; a source of them, in their order."""
     for name, content in images.items():
@@ -486,7 +495,9 @@ def test_batches_hold_the_images_of_a_mixed_folder(tmp_path):
     wanted = np.stack([decode_square(file, SIZE) for _, file, _, _ in GOOD])
     seen = collections.Counter()
     batches = list(eval_batches(source, batch_size=10, image_size=SIZE))
-    batches += train_batches(source, seed=0, batch_size=10, image_size=SIZE, start=0, stop=len(batches))
+    batches += train_batches(
+        source, order=Order(len(source)), batch_size=10, image_size=SIZE, start=0, stop=len(batches)
+    )
     for batch in batches:
         np.testing.assert_array_equal(batch["image"], wanted[batch["label"]])
         seen.update(batch["label"].tolist())
@@ -499,12 +510,12 @@ def test_batches_name_the_file_that_is_broken(name, tmp_path):
     source = folder(tmp_path, good | {name: BAD[name]})
     for batches in (
         eval_batches(source, batch_size=10, image_size=SIZE),
-        train_batches(source, seed=0, batch_size=10, image_size=SIZE, start=0, stop=1),
+        train_batches(source, order=Order(len(source)), batch_size=10, image_size=SIZE, start=0, stop=1),
     ):
         with pytest.raises(UsageError) as error:
             list(batches)
         assert str(error.value).startswith(f"{tmp_path / name} does not decode as an image (")
-        assert "JPEG, PNG, GIF and BMP" in str(error.value)
+        assert "JPEG, PNG, WebP, GIF" in str(error.value)
 
 
 # Bytes at random, in a process of their own: a decoder that crashes must fail its test, not end it

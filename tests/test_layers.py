@@ -1,5 +1,6 @@
 """The operations and their gradients against loops in NumPy float64, and against TensorFlow's."""
 
+import itertools
 import re
 
 import jax
@@ -11,7 +12,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from alexnet_jax import average_pool, convolution, local_response_norm, max_pool, same_map_response_norm
+from alexnet_jax import (
+    average_pool,
+    convolution,
+    local_response_norm,
+    locally_connected,
+    max_pool,
+    same_map_response_norm,
+)
 from alexnet_jax.network import cpu, layers
 
 
@@ -89,6 +97,43 @@ def test_convolution_and_gradients_equal_loops(size, stride, padding, pixels):
     g = draw(2, *conv_loops(x, kernel, stride, before, after, None)[0].shape)
     wanted = conv_loops(x, kernel, stride, before, after, g)
     assert_agrees(lambda x, k: convolution(x, k, stride=stride, padding=padding), (x, kernel), g, wanted)
+
+
+def local_loops(x, kernel, stride, before, after, g):
+    """(y, dx, dkernel) of a locally connected layer, place by place."""
+    size, maps = kernel.shape[2], x.shape[-1]
+    padded = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    y, dx, dk = np.zeros((len(x), *kernel.shape[:2], kernel.shape[-1])), np.zeros_like(padded), np.zeros_like(kernel)
+    for i, j, c in itertools.product(*map(range, kernel.shape[:2]), range(maps)):
+        for a, b in itertools.product(range(size), repeat=2):
+            at = slice(None), i * stride + a, j * stride + b, c
+            y[:, i, j] += padded[at][:, None] * kernel[i, j, a, b, c]
+            if g is not None:
+                dx[at] += g[:, i, j] @ kernel[i, j, a, b, c]
+                dk[i, j, a, b, c] = padded[at] @ g[:, i, j]
+    stop = padded.shape[1] - after, padded.shape[2] - after
+    return y, dx[:, before : stop[0], before : stop[1]], dk
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, 1), (3, 2, 0), (2, 1, (0, 1)), (5, 2, 2)])
+def test_a_locally_connected_layer_and_gradients_equal_loops(size, stride, padding):
+    x = draw(0, 2, 7, 6, 3)
+    before, after = padding if isinstance(padding, tuple) else (padding, padding)
+    rows, columns = ((side + before + after - size) // stride + 1 for side in (7, 6))
+    kernel = draw(1, rows, columns, size, size, 3, 4)
+    g = draw(2, *local_loops(x, kernel, stride, before, after, None)[0].shape)
+    wanted = local_loops(x, kernel, stride, before, after, g)
+    assert_agrees(lambda x, k: locally_connected(x, k, stride=stride, padding=padding), (x, kernel), g, wanted)
+
+
+def test_with_the_same_kernel_everywhere_a_locally_connected_layer_is_a_convolution():
+    x, kernel = jnp.float32(draw(0, 2, 6, 6, 3)), jnp.float32(draw(1, 3, 3, 3, 4))
+    everywhere = jnp.broadcast_to(kernel, (6, 6, *kernel.shape))
+    np.testing.assert_allclose(
+        locally_connected(x, everywhere, padding=1), convolution(x, kernel, padding=1), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(ValueError, match=r"kernel has 6 x 6 places; accepted are \(4, 4\), the windows of x"):
+        locally_connected(x, everywhere)
 
 
 def naturally(x, kernel, stride, padding, g):
@@ -393,3 +438,40 @@ def test_lrn_is_the_same_inside_another_jit():
         y, dx = local_response_norm(x), jax.grad(loss)(x)
     np.testing.assert_allclose(jax.jit(local_response_norm)(x), y, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(x), dx, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("operation", [max_pool, average_pool, same_map_response_norm])
+def test_one_image_where_a_batch_is_meant_is_refused(operation):
+    with pytest.raises(ValueError, match=r"\(8, 8, 3\); accepted is a batch of maps, \(N, H, W, C\).*x\[None\]"):
+        operation(jnp.ones((8, 8, 3)))
+    with pytest.raises(ValueError, match=r"\(8, 8, 3\); accepted is a batch of maps"):
+        convolution(jnp.ones((8, 8, 3)), jnp.ones((3, 3, 3, 4)))
+
+
+@pytest.mark.parametrize("operation", [max_pool, average_pool, same_map_response_norm, local_response_norm])
+def test_integers_are_refused_and_not_cut_off(operation):
+    with pytest.raises(ValueError, match=r"x is uint8; accepted are floating-point types"):
+        operation(jnp.full((1, 8, 8, 3), 200, jnp.uint8))
+
+
+@pytest.mark.parametrize("operation", [local_response_norm, same_map_response_norm])
+@pytest.mark.parametrize("k", [0, -1.0, float("nan")])
+def test_a_norm_that_would_divide_by_zero_is_refused(operation, k):
+    with pytest.raises(ValueError, match=f"k is {k}; accepted is a number above 0"):
+        operation(jnp.ones((1, 8, 8, 3)), k=k)
+
+
+def test_a_convolution_in_float64_is_exact_after_a_trace_of_its_gradient_in_float32():
+    def loss(kernel, x, **options):
+        return (layers.convolution(x, kernel, padding=2, **options) ** 2).sum()
+
+    maps, weights = (2, 12, 12, 64), (5, 5, 64, 64)
+    assert np.prod(weights) > 100_000  # then cpu.by_tiles computes it
+    traced = jax.jit(jax.grad(loss))  # its traces last as long as the function
+    jax.eval_shape(traced, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (weights, maps)))
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        arguments = rng.normal(size=weights), rng.normal(size=maps)
+        got = traced(*arguments)
+        want = jax.jit(jax.grad(lambda *arguments: loss(*arguments, natural=True)))(*arguments)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * np.abs(want).max())

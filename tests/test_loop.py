@@ -47,7 +47,7 @@ def config_for(folder, **changes):
     config.update(dataset=f"folder:{folder}", batch_size=BATCH, eval_batch_size=10, num_steps=24, report=False)
     # An error must fall by nine tenths to count: the rate drops at the second, third and fourth evaluation.
     config.plateau.update(patience=1, patience_steps=1, threshold=0.9)
-    config.update({"checkpoint_every_steps": 3, "log_every_steps": 2, **changes})
+    config.update({"checkpoint_every_steps": 3, "log_every_steps": 2, "cooldown": 0.0, **changes})
     return config
 
 
@@ -82,7 +82,7 @@ def one_device(monkeypatch):
 
 
 CHILD = """
-import os, signal, sys
+import os, pathlib, signal, sys
 import jax
 from alexnet_jax import config
 from alexnet_jax.training import loop, schedule
@@ -96,7 +96,7 @@ def add_or_die(self, step, metrics):
         os.kill(os.getpid(), signal.SIGKILL)
     add(self, step, metrics)
 loop.Journal.add = add_or_die
-loop.train(config.load(loop.Path(sys.argv[3])), workdir)
+loop.train(config.load(pathlib.Path(sys.argv[3])), workdir)
 """
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax.training.optimizer import update_rule
+from alexnet_jax.training.optimizer import RULES, update_rule
 
 MOMENTUM, DECAY = 0.9, 5e-4
 
@@ -68,7 +68,7 @@ def test_both_forms_shrink_a_weight_alike_where_only_decay_acts():
 
 
 def test_an_unknown_rule_is_named():
-    with pytest.raises(ValueError, match="'adamw'; accepted are 'decoupled', 'paper', 'source2012', 'lars'"):
+    with pytest.raises(ValueError, match="'adamw'; accepted are 'decoupled', 'paper', 'source2012', 'caffe', 'lars'"):
         update_rule("adamw", 0.1, momentum=0.9, weight_decay=0.0)
 
 
@@ -99,14 +99,14 @@ def layers_of(rng, scale):
     return jax.tree.map(lambda s: rng.normal(0, scale, s), shapes, is_leaf=lambda s: isinstance(s, tuple))
 
 
-@pytest.mark.parametrize("bias_rate", [None, 0.02])
-def test_the_2012_program_s_rule_follows_its_formula(bias_rate):
+@pytest.mark.parametrize(("form", "bias_rate"), [("source2012", None), ("source2012", 0.02), ("caffe", None)])
+def test_the_2012_program_s_rule_follows_its_formula(form, bias_rate):
     rng = np.random.default_rng(2)
     w, gradients, rates = layers_of(rng, 0.1), [layers_of(rng, 0.3) for _ in range(6)], [0.01] * 3 + [0.001] * 3
     got, v = jax.tree.map(jnp.float32, w), jax.tree.map(np.zeros_like, w)
-    state = update_rule("source2012", 1.0, momentum=MOMENTUM, weight_decay=0.5).init(got)
+    state = update_rule(form, 1.0, momentum=MOMENTUM, weight_decay=0.5).init(got)
     for g, rate in zip(gradients, rates, strict=True):
-        rule = update_rule("source2012", rate, bias_rate=bias_rate, momentum=MOMENTUM, weight_decay=0.5)
+        rule = update_rule(form, rate, bias_rate=bias_rate, momentum=MOMENTUM, weight_decay=0.5)
         updates, state = rule.update(jax.tree.map(jnp.float32, g), state, got)
         got = optax.apply_updates(got, updates)
         for layer in w:
@@ -118,7 +118,28 @@ def test_the_2012_program_s_rule_follows_its_formula(bias_rate):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", ["decoupled", "paper", "source2012", "lars"])
+@pytest.mark.parametrize("rule", RULES)
+def test_each_layer_may_have_a_decay_of_its_own(rule):
+    rng = np.random.default_rng(4)
+    w, gradients = layers_of(rng, 0.1), [layers_of(rng, 0.3) for _ in range(4)]
+
+    def run(decay):
+        got, form = jax.tree.map(jnp.float32, w), update_rule(rule, 0.1, momentum=MOMENTUM, weight_decay=decay)
+        state = form.init(got)
+        for g in gradients:
+            updates, state = form.update(jax.tree.map(jnp.float32, g), state, got)
+            got = optax.apply_updates(got, updates)
+        return got
+
+    weak, strong = run(0.0), run(0.5)
+    both = run({"conv1": 0.0, "fc2": 0.5})
+    jax.tree.map(np.testing.assert_array_equal, both, {"conv1": weak["conv1"], "fc2": strong["fc2"]})
+    assert np.abs(weak["fc2"]["kernel"] - strong["fc2"]["kernel"]).max() > 1e-6
+    decays = rule in ("paper", "decoupled")  # the others leave biases alone
+    assert (np.abs(weak["fc2"]["bias"] - strong["fc2"]["bias"]).max() > 1e-6) == decays
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_each_layer_may_have_a_rate_of_its_own_and_at_0_it_stands_still(rule):
     rng = np.random.default_rng(3)
     w, gradients = layers_of(rng, 0.1), [layers_of(rng, 0.3) for _ in range(4)]

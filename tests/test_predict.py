@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 
 import flax
@@ -100,6 +101,15 @@ def test_files_that_are_no_images_leave_the_others_as_they_are(folder, file_of_w
         "it cannot be read: No such file or directory",
     ]
     assert all(one.probabilities is None for one in made if one.error)
+
+
+def test_what_is_no_file_is_told_and_the_others_are_predicted(folder, file_of_weights, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    names = [str(tmp_path / "pipe.jpg"), "/dev/zero", predict.find([str(folder)])[0]]
+    made = list(predict.predictions(Trained.read(file_of_weights, batch_size=8), names))
+    assert [one.error for one in made] == ["it is not a regular file", "it is not a regular file", ""]
+    with pytest.raises(UsageError, match="an image has an empty name"):
+        predict.find([""])
 
 
 def test_the_best_classes_are_in_order_and_the_earlier_of_two_equal_ones_is_first():
@@ -332,7 +342,7 @@ def test_a_run_predicts(workdir, folder, capsys):
 def test_a_checkpoint_that_was_not_copied_to_its_end_is_told(workdir, folder, part):
     path = workdir / "checkpoints" / "3" / part
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UsageError, match=r"the last checkpoint of .* cannot be read \(.*damaged"):
+    with pytest.raises(UsageError, match=r"checkpoint 3 in .* is damaged, or was not copied completely \("):
         run("predict", folder, f"--workdir={workdir}")
 
 

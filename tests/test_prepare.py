@@ -1,6 +1,7 @@
 """Originals become square records: whatever the source, however it was stopped, and by however many processes."""
 
 import errno
+import fcntl
 import os
 import random
 import re
@@ -162,7 +163,7 @@ def test_a_dataset_of_one_s_own_is_opened_by_its_name(tmp_path):
 
 def test_shards_hold_about_what_is_said(monkeypatch):
     monkeypatch.undo()
-    work = lambda size, encoding: prepare.Work(None, "", size, encoding, False, "", False)  # noqa: E731
+    work = lambda size, encoding: prepare.Work(None, "", size, encoding, False, "", False, True)  # noqa: E731
     images = (1, 7_000, 7_100, 50_000, 1_281_167, 1_281_100)
     assert [prepare.number_of_shards(n, work(256, "jpeg")) for n in images] == [1, 1, 2, 8, 256, 256]
     assert [prepare.number_of_shards(n, work(256, "raw")) for n in images] == [1, 8, 8, 64, 1024, 1024]
@@ -202,7 +203,7 @@ def corpus():
         "one pixel": (tf.io.encode_png(image[:1, :1]).numpy(), image[:1, :1]),
         "long": (tf.io.encode_png(long).numpy(), long),
         "gif": (small.saved(Image.fromarray(image).quantize(256), "GIF"), image),
-        "exif": (small.saved(Image.fromarray(image), "JPEG", quality=100, exif=turned), image),
+        "exif": (small.saved(Image.fromarray(np.rot90(image)), "JPEG", quality=100, exif=turned), image),
         "grey": (grey, np.repeat(image[..., :1], 3, -1)),
     }
     return {f"{name}.JPEG": content for name, content in files.items()}
@@ -481,8 +482,9 @@ def many_shards(arguments):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(tmp_path):
-    draw = random.Random(0)
+@pytest.mark.long
+def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(faults, tmp_path):
+    draw, wanted = random.Random(0), faults(6)
     train, val = small.files()
     train |= {f"n01440764_{n}.JPEG": small.encoded(str(n), (300, 400)) for n in range(4000)}
     folder = small.write_folder(tmp_path / "in", train, val)
@@ -493,7 +495,7 @@ def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(tmp_pat
     )
     took = time.monotonic() - started
     kills, made = 0, tmp_path / "made"
-    while kills < 6 or made.exists():
+    while kills < wanted or made.exists():
         process = subprocess.Popen(
             many_shards(command(folder, made, "--workers=2")),
             cwd=ROOT,
@@ -502,7 +504,7 @@ def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(tmp_pat
             stderr=subprocess.DEVNULL,
         )
         try:
-            assert process.wait(draw.uniform(0.4 * took, took) if kills < 6 else 300) == 0
+            assert process.wait(draw.uniform(0.4 * took, took) if kills < wanted else 300) == 0
         except subprocess.TimeoutExpired:
             children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
@@ -545,8 +547,12 @@ def test_an_interrupt_is_a_line_and_130(folder, tmp_path, monkeypatch, capsys):
 
 def test_a_worker_that_is_killed_is_told(folder, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(workers_lib, "_make_in_worker", _kill_itself)
-    with pytest.raises(UsageError, match=r"A worker died\. .* were at these images: .*train/n\d+_\d+\.JPEG"):
-        make(folder, tmp_path, workers=2)
+    for _ in range(3):  # once, on a busy machine, a worker died while it started, and no image was named
+        with pytest.raises(UsageError, match=r"A worker died\. .* were at these images: ") as told:
+            make(folder, tmp_path, workers=2)
+        if "none yet" not in str(told.value):
+            break
+    assert re.search(r"(train|validation)/\w+\.JPEG", str(told.value))
     monkeypatch.undo()
     monkeypatch.setattr(prepare, "_JPEGS_A_SHARD", 2.3)
     assert small.contents(make(folder, tmp_path)) == small.contents(whole)
@@ -590,7 +596,7 @@ def test_too_little_space_is_told_before_the_work(folder, tmp_path, monkeypatch)
 
 def test_a_second_command_on_the_same_is_refused(folder, tmp_path, monkeypatch):
     def another(*arguments):
-        with pytest.raises(UsageError, match="Another `prepare` is running in"):
+        with pytest.raises(UsageError, match=f"Another `prepare` is using .*: process {os.getpid()} on "):
             make(folder, tmp_path)
         return real(*arguments)
 
@@ -603,7 +609,7 @@ def test_where_nothing_can_be_locked_it_goes_on_and_says_so(folder, whole, tmp_p
     def fails(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(prepare.fcntl, "flock", fails)
+    monkeypatch.setattr(fcntl, "flock", fails)
     assert small.contents(make(folder, tmp_path)) == small.contents(whole)
     assert "cannot be locked (No locks available). Do not start a second `prepare` there." in capsys.readouterr().out
 
@@ -655,7 +661,7 @@ def test_a_file_that_changes_is_fatal_even_where_broken_ones_are_skipped(change,
 
 def test_an_image_more_or_less_changes_one_shard(folder, tmp_path):
     found = originals.list_originals(f"folder:{folder}", imagenet.NAME, "", tmp_path / "list.json")
-    work = prepare.Work(tmp_path, "x", SIZE, "jpeg", False, "file", True)
+    work = prepare.Work(tmp_path, "x", SIZE, "jpeg", False, "file", True, False)
     before = {(s.split, s.number): s.digest for s in prepare.plan(work, found)}
     found.splits["train"].pop(5)
     after = {(s.split, s.number): s.digest for s in prepare.plan(work, found)}

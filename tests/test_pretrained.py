@@ -165,7 +165,7 @@ def test_weights_are_evaluated_on_data_with_their_classes(data, pretrained, tmp_
         assert re.search(wanted, stop.value.code)
     with pytest.raises(SystemExit) as stop:
         cli.main(["evaluate", f"--workdir={pretrained}", "--dataset=digits"])
-    assert "--dataset and --split are only for --weights" in stop.value.code
+    assert "only for a run on a folder can it be given, as folder:PATH" in stop.value.code
 
 
 def test_a_run_of_another_version_is_not_evaluated(pretrained, tmp_path):

@@ -23,6 +23,7 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.inspection import report
 from alexnet_jax.inspection.report import confusion, curves, examples, kernels
 from alexnet_jax.network.architectures import replace
+from alexnet_jax.training import setup
 from alexnet_jax.training.augment import ColorPCA
 from configs import quickstart
 
@@ -194,6 +195,7 @@ def weights_of(architecture=TINY, pca=None, names=NAMES):
 
 def config_of(**augment):
     config = quickstart.get_config()
+    config.batch_size = 64
     config.augment.update(augment)
     return config
 
@@ -428,6 +430,7 @@ def test_the_command_opens_the_data_of_the_run_and_writes_its_page(tmp_path, mon
     config = config_of()
     config.dataset, config.image_size = f"folder:{tmp_path / 'data'}", 16
     config_lib.save(config, tmp_path / "config.json")
+    (tmp_path / setup.CONTENTS).write_text(json.dumps(setup.open_data(config).contents()))
     monkeypatch.setattr(convert, "read", lambda path, checkpoint: weights_of())
     run(f"--workdir={tmp_path}", f"--output={tmp_path / 'page.html'}")
     assert f"Wrote: {tmp_path / 'page.html'}" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Nearest neighbours on eight devices: to the index those of float64 brute force, whatever the vectors are."""
+"""Nearest neighbours, by eight devices and by FAISS: to the index those of float64 brute force, for any vectors."""
 
 import jax
 import numpy as np
@@ -23,10 +23,21 @@ def check(queries, vectors, k):
     np.testing.assert_allclose(distances, wanted, rtol=1e-12)
 
 
+@pytest.fixture(params=["devices", "faiss"], scope="module")
+def first_pass(request):
+    """Searches by the devices, and by FAISS where that is what a search does."""
+    if request.param == "faiss" and not retrieve.faiss_on_cpu():
+        pytest.skip("FAISS is not installed (the extra `retrieval` brings it), or JAX does not compute on a CPU")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieve, "faiss_on_cpu", lambda: request.param == "faiss")
+        yield
+
+
 @pytest.fixture
-def small_blocks(monkeypatch):
+def small_blocks(first_pass, monkeypatch):
     """Many blocks of few vectors, and few queries at a time."""
     monkeypatch.setattr(retrieve, "BLOCK", 512)
+    monkeypatch.setattr(retrieve, "FAISS_BLOCK", 512)
     monkeypatch.setattr(retrieve, "QUERIES", 7)
 
 
@@ -62,6 +73,7 @@ def test_bfloat16_vectors_are_compared_as_they_are_stored(small_blocks):
     check(rng.standard_normal((4, 32), np.float32), vectors, 6)
 
 
+@pytest.mark.usefixtures("first_pass")
 @settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32),

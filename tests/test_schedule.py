@@ -40,6 +40,11 @@ def test_the_rate_warms_up_in_equal_steps():
     assert [float(schedule.warmup(steps)(0)) for steps in (0, 1)] == [1, 1]
 
 
+def test_the_rate_falls_linearly_to_zero_at_the_end():
+    assert [float(schedule.cooldown(6, 4)(step)) for step in range(7)] == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25, 0])
+    assert [float(schedule.cooldown(6, 0)(step)) for step in range(7)] == [1] * 7
+
+
 def test_the_rate_drops_when_the_error_stops_improving():
     # 50 and 40 improve; 40 and 39.9 do not improve by a hundredth; 30 does; two of 31 do not.
     got = scales([50, 40, 40, 39.9, 30, 31, 31, 29])

@@ -7,11 +7,21 @@ import pytest
 from tiny import TINY, batch_of, place, put, recipe_of, statistics_of
 
 from alexnet_jax import LENET5, QUICKSTART, AlexNet, Dense, Dropout, Flatten, Input
+from alexnet_jax.evaluation.errors import predict
 from alexnet_jax.network import networks
-from alexnet_jax.training import schedule
+from alexnet_jax.training import augment, schedule
 from alexnet_jax.training.setup import recipe_from_config
-from alexnet_jax.training.step import TrainState, cross_entropy, gradient_norm, init_state, train_step
+from alexnet_jax.training.step import (
+    TrainState,
+    augmented,
+    cross_entropy,
+    gradient_norm,
+    init_state,
+    train_step,
+)
 from configs import alexnet
+
+TORCHVISION_SMALL = (Input(8, scale=(0.1, 0.2, 0.3)), Flatten(), Dense(5, std=0.1))
 
 
 @pytest.mark.parametrize("rule", ["decoupled", "paper"])
@@ -134,6 +144,26 @@ def test_the_paper_s_rate_is_the_same_for_every_batch_unless_told_otherwise():
     assert (recipe.learning_rate, recipe.warmup_steps) == (0.01, 0)
 
 
+def test_the_rate_warms_up_and_falls_to_zero_over_shares_of_the_run():
+    config = alexnet.get_config()
+    config.update(architecture="QUICKSTART", batch_size=64, num_steps=20, cooldown=0.25, warmup_epochs=0.2)
+    recipe = recipe_from_config(config, 10, 640, place(architecture=QUICKSTART))
+    assert [float(recipe.ramp(step)) for step in (0, 1, 2, 15, 16, 19)] == pytest.approx([0.5, 1, 1, 1, 0.8, 0.2])
+    config.update(num_steps=0, num_epochs=3)
+    assert float(recipe_from_config(config, 10, 640, place(architecture=QUICKSTART)).ramp(29)) == pytest.approx(1 / 8)
+
+
+def test_a_step_sees_crops_of_random_size_if_the_area_varies():
+    recipe = recipe_of(place(), min_area=0.3, pca_std=0.0, flip=False)
+    batch, size = batch_of(0), recipe.network.architecture[0].size
+    seen = augmented(recipe, batch, statistics_of(), 0)
+    assert seen.shape == (8, size, size, 3)
+    key = jax.random.split(jax.random.fold_in(recipe.key("augment"), batch["index"][3]), 3)[0]
+    image = batch["image"][3].astype(np.float32) - statistics_of().mean_image
+    expected = augment.random_resized_crop(key, image, size, 0.3)
+    np.testing.assert_allclose(seen[3], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_reported_rate_and_gradient_are_those_of_the_step():
     recipe = recipe_of(place(), warmup_steps=4)
     state = init_state(recipe=recipe)
@@ -148,3 +178,18 @@ def test_the_reported_rate_and_gradient_are_those_of_the_step():
     np.testing.assert_allclose(metrics["gradient_squares"], squares, rtol=1e-2)
     norm = float(gradient_norm(metrics["gradient_squares"]))
     assert norm == pytest.approx(np.sqrt(np.sum(metrics["gradient_squares"])), rel=1e-6)
+
+
+@pytest.mark.parametrize("architecture", [TINY, LENET5, TORCHVISION_SMALL], ids=["TINY", "LENET5", "scaled colours"])
+def test_parameters_are_float32_and_ranks_are_explicit_whatever_jax_is_told(architecture):
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+        recipe = recipe_of(place(architecture=architecture), architecture, pca_steps=5)
+        state, size = init_state(recipe=recipe), architecture[0].size + 4
+        batch = batch_of(0) | {"image": np.full((8, size, size, 3), 7, np.uint8)}
+        state, metrics = train_step(state, put(batch, recipe), statistics_of(size), recipe=recipe)
+        mean = np.zeros((size, size, 3), np.float32)
+        for views in (1, 10):
+            predict(state.params, batch["image"], mean, network=AlexNet(architecture), views=views)
+            predict(state.params, batch["image"], mean, network=AlexNet(architecture), views=views, mean_at="center")
+    assert {a.dtype for a in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+    assert np.isfinite(float(metrics["loss"]))

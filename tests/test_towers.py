@@ -23,6 +23,7 @@ from alexnet_jax import (
     Dense,
     Flatten,
     Input,
+    Local,
     ReLU,
     SameMapLRN,
     replace,
@@ -119,6 +120,17 @@ def test_norms_are_the_same_wherever_the_towers_are(architecture, where):
 LENET = with_classes((Input(12, channels=1), *LENET5[1:5], Flatten(), *LENET5[-3:]), 5)
 
 
+LOCAL = (*TINY[:5], Local(8, 3, padding=1, sees="all", std=0.1), *TINY[6:])
+
+
+@pytest.mark.parametrize("where", ["1x2", slow("2x2"), slow("weird trick on 4")])
+def test_a_locally_connected_layer_is_the_same_on_several_devices(where):
+    want, want_losses = run(recipe_of(place(architecture=LOCAL), LOCAL), stop=3)
+    got, losses = run(recipe_of(place(*PLACEMENTS[where], LOCAL), LOCAL), stop=3)
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
+    assert_close(numbers(got), numbers(want), 1e-5)
+
+
 @pytest.mark.parametrize("where", [slow("2x1"), "weird trick on 4"])
 def test_lenet_s_layers_are_the_same_on_several_devices(where):
     want, want_losses = run(recipe_of(place(architecture=LENET), LENET, learning_rate=1e-4), stop=3)
@@ -144,12 +156,16 @@ def paper_on_one_device():
 def _five_steps_in_float64(placement):
     if jax.default_backend() == "tpu":
         pytest.skip("a TPU has no float64 convolutions")
+    recipe = recipe_of(placement, PAPER, np.float64)
     with jax.enable_x64(True):
-        state, losses = run(recipe_of(placement, PAPER, np.float64))
+        state = init_state(recipe=recipe)  # float32
+        exact = jax.tree.map(lambda a: a.astype(np.float64) if a.size > 1 else a, (state.params, state.opt_state))
+        state, losses = run(recipe, state=state.replace(params=exact[0], opt_state=exact[1]))
         return numbers(state), losses
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @each_placement_for_paper
 def test_five_steps_of_the_paper_s_network_are_the_same_wherever_it_is(where, paper_on_one_device):
     want, want_losses = paper_on_one_device
@@ -170,6 +186,7 @@ def paper_in_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @each_placement_for_paper
 def test_float32_is_as_close_as_its_rounding_allows(where, paper_in_float32):
     want, after_five, want_losses = paper_in_float32

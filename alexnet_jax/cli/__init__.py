@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from alexnet_jax.cli import common, ensemble, experiment, predict, report, retrieve
+from alexnet_jax.cli import common, ensemble, experiment, explore, predict, report, retrieve
 
 # Heavy imports are inside the functions that use them, so that --help is fast.
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         options.run(options)
-    except UsageError as error:
+    except (UsageError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: {missing_package(error)}")
@@ -39,26 +39,15 @@ def parser() -> argparse.ArgumentParser:
     program = argparse.ArgumentParser(prog="python -m alexnet_jax", description="AlexNet in JAX; main.py trains it.")
     commands = program.add_subparsers(dest="command", required=True)
 
-    summary = commands.add_parser("summary", help="print the table of layers, sizes and parameters")
-    summary.add_argument("--architecture", default="PAPER", help="PAPER, SLIDES, LENET5, ...; any other name lists all")
-    summary.add_argument("--batch_size", type=common.positive, help="batch size; default 1, with --communication 128")
-    summary.add_argument(
-        "--communication", action="store_true", help="print instead what the devices send to each other in a step"
-    )
-    summary.add_argument(
-        "--devices", type=common.positive, default=2, help="with --communication: the number of devices"
-    )
-    summary.add_argument(
-        "--tower", type=common.positive, help="with --communication: number of devices that share the towers; default 2"
-    )
-    summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as in config.mesh")
-    summary.set_defaults(run=_summary)
-
+    _add_summary(commands)
     _add_data_commands(commands)
 
     evaluate = commands.add_parser("evaluate", help="errors of a run or of weights, from one view and from ten")
     common.add_network(evaluate)
-    evaluate.add_argument("--dataset", help="with --weights: the data set, as config.dataset")
+    evaluate.add_argument(
+        "--dataset",
+        help="with --weights: the data set, as config.dataset; with --workdir: the folder:PATH of moved images",
+    )
     evaluate.add_argument("--split", default="", help="with --weights: the split, as config.eval_split")
     evaluate.add_argument("--data_dir", help="folder of the data, instead of the run's own")
     evaluate.add_argument("--batch_size", type=common.positive, help="images at a time, instead of the run's own")
@@ -70,8 +59,14 @@ def parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     convert = commands.add_parser("convert", help="write weights of PyTorch, Caffe or a run as one .safetensors file")
-    convert.add_argument("source", help=".safetensors, .pth, .pt, .caffemodel, or the workdir of a run")
+    convert.add_argument("source", help=".safetensors, .pth, .ckpt, .caffemodel, bvlc_alexnet.npy, or a workdir")
     convert.add_argument("dest", help="the .safetensors file to write")
+    convert.add_argument(
+        "--layout",
+        choices=("alexnet_jax", "torchvision"),
+        default="alexnet_jax",
+        help="of the file to write; torchvision: a state dict for torchvision's alexnet",
+    )
     convert.add_argument("--mean", help="for a .caffemodel: its mean .binaryproto; default: ILSVRC-2012's mean colour")
     convert.set_defaults(run=_convert)
 
@@ -90,9 +85,26 @@ def parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=_export)
 
-    for module in (report, predict, retrieve, ensemble, experiment):
+    for module in (report, explore, predict, retrieve, ensemble, experiment):
         module.add(commands)
     return program
+
+
+def _add_summary(commands):
+    summary = commands.add_parser("summary", help="print the table of layers, sizes and parameters")
+    summary.add_argument("--architecture", default="PAPER", help="PAPER, SLIDES, LENET5, ...; any other name lists all")
+    summary.add_argument("--batch_size", type=common.positive, help="batch size; default 1, with --communication 128")
+    summary.add_argument(
+        "--communication", action="store_true", help="print instead what the devices send to each other in a step"
+    )
+    summary.add_argument(
+        "--devices", type=common.positive, default=2, help="with --communication: the number of devices"
+    )
+    summary.add_argument(
+        "--tower", type=common.positive, help="with --communication: number of devices that share the towers; default 2"
+    )
+    summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as in config.mesh")
+    summary.set_defaults(run=_summary)
 
 
 def _add_data_commands(commands):
@@ -165,7 +177,7 @@ def _summary(options):
 def _prepare(options):
     try:
         from alexnet_jax.data import hide_accelerators_from_tensorflow
-        from alexnet_jax.data.prepare import prepare
+        from alexnet_jax.data.cloud import prepare
 
         hide_accelerators_from_tensorflow()
         names = ("source", "data_dir", "image_size", "dataset", "encoding", "broken", "workers")
@@ -201,10 +213,8 @@ def _evaluate(options):
     if options.weights and not options.dataset:
         raise UsageError("--dataset is missing: a file of weights does not name a data set. Give --dataset=NAME.")
     common.check_network(options)
-    if options.workdir and (options.dataset or options.split):
-        raise UsageError(
-            "--dataset and --split are only for --weights; a run is evaluated on its own data set. Leave them out."
-        )
+    if options.workdir and options.split:
+        raise UsageError("--split is only for --weights; a run is evaluated on its own data set. Leave it out.")
     common.set_up_devices()
     with hosts.session(options.coordinator, options.num_processes, options.process_id, options.timeout):
         if options.weights:
@@ -218,7 +228,11 @@ def _evaluate(options):
                 )
         else:
             errors = saved.evaluate_workdir(
-                options.workdir, which=options.checkpoint, data_dir=options.data_dir, batch_size=options.batch_size
+                options.workdir,
+                which=options.checkpoint,
+                dataset=options.dataset,
+                data_dir=options.data_dir,
+                batch_size=options.batch_size,
             )
     if options.json:
         hosts.say(json.dumps({name: dataclasses.asdict(e) for name, e in errors.items()}))
@@ -227,7 +241,7 @@ def _evaluate(options):
 def _convert(options):
     from alexnet_jax import convert
 
-    weights = convert.convert(options.source, options.dest, options.mean)
+    weights = convert.convert(options.source, options.dest, options.mean, options.layout)
     print(f"Read: {weights.source}")
     print(f"Parameters: {sum(a.size for layer in weights.params.values() for a in layer.values()):,}")
     print(f"Classes: {weights.classes}")

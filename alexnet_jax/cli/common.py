@@ -2,6 +2,8 @@
 
 import contextlib
 
+from alexnet_jax.files import local
+
 # Heavy imports are inside the functions that use them, so that --help is fast.
 
 
@@ -15,9 +17,9 @@ def positive(text: str) -> int:
     return number
 
 
-def add_network(parser) -> None:
+def add_network(parser, required: bool = True) -> None:
     """Adds --workdir or --weights, and --checkpoint."""
-    network = parser.add_mutually_exclusive_group(required=True)
+    network = parser.add_mutually_exclusive_group(required=required)
     network.add_argument("--workdir", help="folder of the run")
     network.add_argument("--weights", help="or a file of weights, as for convert")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="checkpoint of the run")
@@ -44,11 +46,9 @@ def check_network(options) -> None:
 
 def output(path: str, suffix: str = ""):
     """Returns the path of a file to write. Raises UsageError for another suffix, or if its folder does not exist."""
-    from pathlib import Path
-
     from alexnet_jax.errors import UsageError
 
-    path = Path(path).expanduser()
+    path = local(path, "--output")
     if suffix and path.suffix != suffix:
         raise UsageError(f"--output is {path}; accepted is a name that ends in {suffix}. Give such a name.")
     if not path.parent.is_dir():
@@ -69,12 +69,14 @@ def own_flags():
         raise type(error)(str(error).replace("--config.eval_split", "--split").replace("--config.", "--")) from error
 
 
-def open_split(dataset: str, data_dir: str, split: str, image_size: int):
-    """Opens one split; in the Dataset that is returned, it is `evaluation`."""
+def open_split(dataset: str, data_dir: str, split: str, image_size: int, labels_of: str = "train"):
+    """Opens one split; in the Dataset that is returned, it is `evaluation`. labels_of: as in sources.open_dataset."""
     from alexnet_jax.data import sources
 
     with own_flags():
-        return sources.open_dataset(dataset, data_dir, image_size=image_size, train_split=None, eval_split=split)
+        return sources.open_dataset(
+            dataset, data_dir, image_size=image_size, train_split=None, eval_split=split, labels_of=labels_of
+        )
 
 
 def set_up_devices(convolutions: bool = True) -> None:

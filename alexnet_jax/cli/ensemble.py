@@ -77,13 +77,18 @@ def _open(workdir, options):
     """The weights of a run, its evaluation split, and the Member for both."""
     from alexnet_jax import convert
     from alexnet_jax.evaluation import ensemble
+    from alexnet_jax.files import copies
     from alexnet_jax.training import setup
 
-    folder = Path(workdir).expanduser()
-    config = setup.config_of(folder)
-    weights = convert.read(folder, checkpoint=options.checkpoint)
+    with copies.opened(workdir, "--workdir") as folder:
+        config = setup.config_of(folder)
+        weights = convert.read(folder, checkpoint=options.checkpoint)
     opened = common.open_split(
-        config.dataset, options.data_dir or config.data_dir, options.split or config.eval_split, config.image_size
+        config.dataset,
+        options.data_dir or config.data_dir,
+        options.split or config.eval_split,
+        config.image_size,
+        config.train_split,
     )
     return weights, opened.evaluation, ensemble.member_of(weights, opened.evaluation, opened.class_names)
 

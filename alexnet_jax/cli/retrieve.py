@@ -1,6 +1,7 @@
 """The commands features, retrieve and codes: search for similar images (paper, section 6.1)."""
 
 from alexnet_jax.cli import common
+from alexnet_jax.files import local
 
 
 def add(commands) -> None:
@@ -91,18 +92,17 @@ def _codes(options):
 
 
 def _images(paths, size):
-    from pathlib import Path
 
     import numpy as np
 
-    from alexnet_jax.data.any_format import read_square
-    from alexnet_jax.data.images import ImageError
+    from alexnet_jax.data.any_format import read_file
+    from alexnet_jax.data.images import ImageError, decode_square
     from alexnet_jax.errors import UsageError
 
     squares = []
     for path in paths:
         try:
-            squares.append(read_square(Path(path).expanduser().read_bytes(), size))
+            squares.append(decode_square(read_file(local(path, "the image")), size))
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror}). Give the path of an image.") from error
         except ImageError as error:

@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
@@ -127,6 +128,20 @@ def check(params: dict, like: dict, path: Path) -> None:
             )
 
 
+def check_finite(weights: Weights, path: Path) -> None:
+    """Raises UsageError if a number is infinite or not a number; the message names the array."""
+    arrays = {**_flat(weights.params), "mean_image": weights.mean_image}
+    if weights.pca is not None:
+        arrays |= {"eigenvectors": weights.pca.eigenvectors, "eigenvalues": weights.pca.eigenvalues}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            first = np.ravel(array)[~np.isfinite(np.ravel(array))][0]
+            raise UsageError(
+                f"{path}: {name} has numbers that are not finite in float32, such as {first}. The training diverged, "
+                "or the file is damaged. Give an earlier checkpoint, or copy or save the file again."
+            )
+
+
 def write(weights: Weights, path: Path) -> None:
     """Writes our .safetensors file, completely or not at all."""
     arrays = {**_flat(weights.params), "mean_image": weights.mean_image}
@@ -138,7 +153,16 @@ def write(weights: Weights, path: Path) -> None:
         metadata["class_names"] = json.dumps(weights.class_names)
     # In C order, because safetensors writes the bytes in the order in which they are in memory.
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    metadata["digest"] = _digest(metadata, arrays)
     write_whole(path, safetensors.numpy.save(arrays, metadata))
+
+
+def _digest(metadata, arrays):
+    """A hash of everything in our file but itself."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in metadata.items() if k != "digest"}, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def load(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
@@ -151,33 +175,20 @@ def load(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
                     raise UsageError(
                         f"{path}: {name} is of type {kind}; accepted are {', '.join(_FLOATS)}. Save it as one of them."
                     )
-            return file.metadata() or {}, {name: file.get_tensor(name).astype(np.float32) for name in names}
+            with np.errstate(over="ignore"):  # what is then infinite is refused later
+                return file.metadata() or {}, {name: file.get_tensor(name).astype(np.float32) for name in names}
     except safetensors.SafetensorError as error:
         raise UsageError(f"{path} is not a complete .safetensors file ({error}). Copy or save it again.") from error
 
 
 def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) -> Weights:
     """Makes Weights from what `load` returns for our own file; UsageError if the parts do not fit together."""
-    wanted = {FORMAT, "architecture", "mean_at", "views", "classes", "source"}
-    if missing := wanted - metadata.keys():
-        raise UsageError(f"{path} lacks {', '.join(sorted(missing))} in its metadata. Convert the source again.")
-    if metadata[FORMAT] != VERSION:
-        raise UsageError(
-            f"{path} is of version {metadata[FORMAT]!r} of our format; accepted is {VERSION!r}. Update this program, "
-            "or convert the source again."
-        )
-    if metadata["mean_at"] not in get_args(augment.MeanAt):
-        raise UsageError(
-            f"{path}: mean_at is {metadata['mean_at']!r}; accepted are {get_args(augment.MeanAt)}. "
-            "Convert the source again."
-        )
-    if metadata["views"] not in ("1", "5", "10"):
-        raise UsageError(f"{path}: views is {metadata['views']!r}; accepted are 1, 5 and 10. Convert the source again.")
+    _check_metadata(metadata, arrays, path)
     try:
         architecture = from_json(metadata["architecture"])
         architectures.check(architecture)
         like = expected(architecture)
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise UsageError(
             f"{path} has an architecture that is not understood ({error}): the file was changed, or written by a "
             "newer version. Update this program, or convert the source again."
@@ -199,7 +210,7 @@ def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) 
         layer, _, kind = name.rpartition("/")
         params.setdefault(layer, {})[kind] = array
     check(params, like, path)
-    names = json.loads(metadata.get("class_names", "null"))
+    names = _class_names(metadata.get("class_names", "null"), path)
     if names is not None and len(names) != architecture[-1].units:
         raise UsageError(
             f"{path} names {len(names)} classes, but its network has {architecture[-1].units}. Convert the "
@@ -213,9 +224,41 @@ def unpack(metadata: dict[str, str], arrays: dict[str, np.ndarray], path: Path) 
         mean_at=metadata["mean_at"],
         views=int(metadata["views"]),
         classes=metadata["classes"],
-        source=metadata["source"],
+        source=metadata["source"] + ("" if "digest" in metadata else ", a file without a digest"),
         class_names=names and tuple(names),
     )
+
+
+def _check_metadata(metadata, arrays, path):
+    wanted = {FORMAT, "architecture", "mean_at", "views", "classes", "source"}
+    if missing := wanted - metadata.keys():
+        raise UsageError(f"{path} lacks {', '.join(sorted(missing))} in its metadata. Convert the source again.")
+    if metadata[FORMAT] != VERSION:
+        raise UsageError(
+            f"{path} is of version {metadata[FORMAT]!r} of our format; accepted is {VERSION!r}. Update this program, "
+            "or convert the source again."
+        )
+    if metadata.get("digest", digest := _digest(metadata, arrays)) != digest:
+        raise UsageError(
+            f"{path} is damaged: its contents do not fit its digest. Copy it again, or convert the source."
+        )
+    if metadata["mean_at"] not in get_args(augment.MeanAt):
+        raise UsageError(
+            f"{path}: mean_at is {metadata['mean_at']!r}; accepted are {get_args(augment.MeanAt)}. "
+            "Convert the source again."
+        )
+    if metadata["views"] not in ("1", "5", "10"):
+        raise UsageError(f"{path}: views is {metadata['views']!r}; accepted are 1, 5 and 10. Convert the source again.")
+
+
+def _class_names(text, path):
+    try:
+        names = json.loads(text)
+        if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            return names
+    except (ValueError, RecursionError):
+        pass
+    raise UsageError(f"{path}: class_names is not a list of texts. Convert the source again.")
 
 
 def to_json(architecture: Architecture) -> str:
@@ -224,17 +267,41 @@ def to_json(architecture: Architecture) -> str:
 
 
 def from_json(text: str) -> Architecture:
-    """Returns the architecture that to_json wrote; TypeError or ValueError if a kind or a field is not known."""
-    return tuple(_layer(kind, dict(fields)) for kind, fields in json.loads(text))
+    """Returns the architecture that to_json wrote; TypeError or ValueError if it is not one."""
+    layers = json.loads(text)
+    if not isinstance(layers, list) or not all(isinstance(layer, list) and len(layer) == 2 for layer in layers):
+        raise ValueError("accepted is a list of [kind, fields].")
+    return tuple(_layer(kind, dict(fields)) for kind, fields in layers)
 
 
 def _layer(kind, fields):
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"{kind!r} is not a layer; accepted are {', '.join(_KINDS)}.")
     names = [field.name for field in dataclasses.fields(_KINDS[kind])]
     if unknown := fields.keys() - set(names):
         raise ValueError(f"{kind} has no field {', '.join(sorted(unknown))}; it has {', '.join(names) or 'none'}.")
-    return _KINDS[kind](**{name: _tuples(value) for name, value in fields.items()})
+    fields = {name: _tuples(value) for name, value in fields.items()}
+    hints = get_type_hints(_KINDS[kind])
+    for name, value in fields.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{kind}.{name} is {str(value)[:50]!r}; accepted is {hints[name]}.")
+    return _KINDS[kind](**fields)
+
+
+def _fits(value, hint) -> bool:
+    """Whether a value from JSON is of a type of our layers: numbers, texts, tuples of them, and unions of these."""
+    of = get_args(hint)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in of
+    if get_origin(hint) is tuple:
+        if not isinstance(value, tuple) or (of[-1] is not ... and len(value) != len(of)):
+            return False
+        return all(_fits(inner, of[0]) for inner in value)
+    if of:
+        return any(_fits(value, one) for one in of)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e30
+    return type(value) is hint and (hint is not int or abs(value) < 2**31)
 
 
 def _tuples(value):

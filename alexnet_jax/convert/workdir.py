@@ -1,6 +1,5 @@
 """Reads the weights of a run of main.py from a checkpoint, and the statistics of its training set."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ import numpy as np
 from alexnet_jax import config as config_lib
 from alexnet_jax.convert.weights import ILSVRC_2012, Weights, check, expected
 from alexnet_jax.errors import UsageError
+from alexnet_jax.files import read_json
 from alexnet_jax.network import networks
 from alexnet_jax.network.architectures import with_classes
 from alexnet_jax.training.checkpoint import Checkpoints
@@ -22,6 +22,11 @@ def read(workdir: Path, checkpoint: Literal["last", "best"]) -> Weights:
         if not (workdir / name).exists():
             raise UsageError(f"{workdir} holds no run: it has no {name}. Give the workdir of a run of main.py.")
     config = config_lib.load(workdir / "config.json")
+    if missing := {"architecture", "augment.flip", "dataset", "num_classes"} - config_lib.flatten(config).keys():
+        raise UsageError(
+            f"{workdir} holds a run of another version of this program: its config lacks {', '.join(sorted(missing))}. "
+            "Convert it with the version that trained it."
+        )
     step, params, notes = _read_checkpoint(workdir, checkpoint)
     # Not from the shapes of the arrays: there an odd number of classes is rounded up to a multiple of the towers.
     classes = notes.get("num_classes") or config.num_classes
@@ -65,5 +70,10 @@ def _read_checkpoint(workdir, which):
 
 def _class_names(path, count):
     """The class names of the run's data set; None if it has no names, or another number of classes than the network."""
-    names = json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    advice = "Start the run again, which writes it anew; or remove it, and classes are numbers."
+    names = read_json(path, list | None, advice)
+    if names and not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path} is damaged: it is not a list of names. {advice}")
     return tuple(names) if names and len(names) == count else None

@@ -9,7 +9,8 @@ labels       the labels of the images of ILSVRC-2012
 sources      datasets by name, read by random access
 digits       5,000 MNIST digits that need no download
 images       encoded bytes -> square uint8 images
-any_format   files of any format that Pillow reads -> square uint8 images
+any_format   other formats, and the EXIF orientation, by Pillow
+folders      lists the images of class folders
 batches      the order of examples, and tf.data
 survey       one pass over a split before training: statistics and broken examples
 """

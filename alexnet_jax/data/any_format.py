@@ -1,12 +1,17 @@
-"""Reads images of any format that Pillow reads. The pixels are the same as in training."""
+"""Reads with Pillow what the fast decoders do not: other formats, and the EXIF orientation."""
 
 import io
+import os
+import stat
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 from PIL.ExifTags import Base as Tag
 
-from alexnet_jax.data.images import MAX_PIXELS, ImageError, decode_square
+MAX_PIXELS = 2**27  # an image of more pixels is refused: this many take 400 MB as uint8
+MAX_SIDE = 2**20  # OpenCV refuses longer sides
+MAX_BYTES = 2**30  # a larger file is refused before it is read
 
 Image.init()
 # An EPS file is a program: Pillow would run it with Ghostscript. Pillow has no decoder for the other formats here.
@@ -14,63 +19,79 @@ FORMATS = [name for name in Image.OPEN if name not in {"EPS", "BUFR", "GRIB", "H
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 """The endings of the names of image files, in lower case."""
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+
+class ImageError(ValueError):
+    """The bytes do not decode as an image; the message says why."""
 
 
-def read_square(encoded: bytes, size: int) -> np.ndarray:
-    """Decodes an image of any format, rescales its shorter side to `size` and cuts out the central square.
-
-    If images.decode_square can read the file, the pixels are the same as in training. Otherwise Pillow reads it. If a
-    file has several images, the first is used; transparent images are put on white; of 16-bit images the upper 8 bits
-    are used. Unlike in training, the image is turned as its EXIF orientation says.
-
-    Args:
-      encoded: the bytes of a file.
-      size: side of the result in pixels.
-
-    Returns:
-      (size, size, 3) uint8.
+def read_file(path: str | Path) -> bytes:
+    """Returns the bytes of an image file.
 
     Raises:
-      ImageError: if the file is not an image, is damaged, or has more pixels than images.MAX_PIXELS or Pillow's limit.
-
-    Source: paper, section 2.
+      ImageError: if it is not a regular file (a device or a pipe may never end), or has more than MAX_BYTES.
+      OSError: if it cannot be read.
     """
-    try:
-        square = decode_square(encoded, size)
-    except ImageError as error:
-        return decode_square(_as_bmp(encoded, error), size)
-    turn = _UPRIGHT.get(_orientation(encoded))
-    return square if turn is None else np.asarray(Image.fromarray(square).transpose(turn))
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        there = os.fstat(file.fileno())
+        if not stat.S_ISREG(there.st_mode):
+            raise ImageError("it is not a regular file")
+        if there.st_size > MAX_BYTES:
+            raise ImageError(f"it has {there.st_size:,} bytes; accepted are {MAX_BYTES:,} at most")
+        return file.read()
 
 
-def _orientation(encoded):
-    if b"Exif\0" not in encoded and b"eXIf" not in encoded:  # no EXIF data; so most images are not opened again
+def _open_at_once(path, flags):
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer would be waited for
+
+
+def check_sides(height: int, width: int) -> None:
+    """Raises ImageError for the sides of an image, in pixels, that are too long or whose product is too large."""
+    if not 0 < height * width <= MAX_PIXELS or max(height, width) > MAX_SIDE:
+        raise ImageError(f"its header claims {width} x {height} pixels")
+
+
+def orientation(encoded: bytes) -> int:
+    """Returns the EXIF orientation of an image, 1 to 8; 1, which is upright, if it has none or a damaged one."""
+    if not _has_exif(encoded):  # so most images are not opened again
         return 1
     try:
         with _open(encoded) as image:
-            return image.getexif().get(Tag.Orientation, 1)
+            value = image.getexif().get(Tag.Orientation, 1)
+            return value if value in range(1, 9) else 1
     except Exception:  # the image is good, even if its EXIF data is not
         return 1
 
 
-def _as_bmp(encoded, refused):
-    """Reads a file with Pillow and returns it as a BMP for decode_square; `refused` is the error of decode_square."""
+def _has_exif(encoded):
+    if encoded[:2] != b"\xff\xd8":
+        return encoded[:4] == b"\x89PNG" and b"eXIf" in encoded  # the other fast formats have no EXIF data
+    at = 2
+    while encoded[at : at + 1] == b"\xff" and (kind := encoded[at + 1 : at + 2]) != b"\xda":  # until the pixels begin
+        if kind == b"\xe1" and encoded[at + 4 : at + 9] == b"Exif\0":
+            return True
+        # Bytes of 255 may fill the space before a segment.
+        at += 1 if kind == b"\xff" else 2 + int.from_bytes(encoded[at + 2 : at + 4])
+    return False
+
+
+def as_bmp(encoded: bytes, upright: bool) -> bytes | None:
+    """Returns the first image of a file as an RGB BMP; None if the file has none of FORMATS.
+
+    Transparent images are put on white, and of 16-bit images the upper 8 bits are used.
+
+    Args:
+      encoded: the bytes of a file.
+      upright: whether to turn the image as its EXIF orientation says.
+
+    Raises:
+      ImageError: if the file is damaged, or has more pixels than MAX_PIXELS or Pillow's limit.
+    """
     try:
         with _open(encoded) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"its header claims {image.width} x {image.height} pixels")
-            rgb = _rgb(ImageOps.exif_transpose(image))
+            check_sides(image.height, image.width)
+            rgb = _rgb(ImageOps.exif_transpose(image) if upright else image)
     except Image.UnidentifiedImageError:
-        raise refused from None
+        return None
     except ImageError:
         raise
     except Exception as error:  # it can have many types, because each format has its own parser

@@ -1,16 +1,19 @@
 """Batches in an order that is a pure function of (seed, epoch); reading can start at any step."""
 
+import atexit
+import dataclasses
 import functools
 import math
-import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 
+from alexnet_jax import hosts
 from alexnet_jax.data.images import ACCEPTED, ImageError, decode_square
 from alexnet_jax.data.sources import Source
 from alexnet_jax.errors import UsageError
@@ -27,23 +30,64 @@ def permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(examples)
 
 
-def examples_of_step(seed: int, step: int, batch_size: int, examples: int) -> np.ndarray:
-    """Returns the indices of the examples of one training step: (batch_size,) int64.
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """The order of the examples of a run. Epochs follow each other without a gap: a batch may hold the end of one epoch
+    and the start of the next. An epoch has each of its examples exactly once.
 
-    Epochs follow each other without a gap: a batch may hold the end of one epoch and the start of the next. Each epoch
-    has each example exactly once.
+    Attributes:
+      examples: number of examples in the training split.
+      seed: of the permutations.
+      shuffle: whether each epoch is a new permutation; otherwise all have the stored order.
+      early, early_epochs: the first early_epochs epochs have only the first `early` examples.
     """
-    positions = step * batch_size + np.arange(batch_size)
-    epochs, places = np.divmod(positions, examples)
-    chosen = np.empty(batch_size, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        chosen[here] = permutation(seed, int(epoch), examples)[places[here]]
-    return chosen
+
+    examples: int
+    seed: int = 0
+    shuffle: bool = True
+    early: int = 0
+    early_epochs: int = 0
+
+    @classmethod
+    def of_run(cls, config, examples: int) -> "Order":
+        """The order that a config gives to a run on this number of training examples."""
+        early = max(1, round(config.early_share * examples))
+        return cls(examples, config.seed, config.shuffle, early, config.early_epochs)
+
+    def start(self, epoch):
+        """The number of examples before a time in epochs, counted over the whole run; a number or an array."""
+        before = np.minimum(epoch, self.early_epochs)
+        return before * self.early + (epoch - before) * self.examples
+
+    def epochs(self, examples):
+        """The time in epochs after so many examples: the inverse of start; a number or an array."""
+        early = self.early_epochs * self.early
+        late = self.early_epochs + (examples - early) / self.examples
+        return np.where(examples < early, examples / max(1, self.early), late)
+
+    def epoch_and_place(self, positions):
+        """The epochs of the examples with these numbers in the whole run, and their places in them."""
+        late = positions - self.early_epochs * self.early
+        epochs = np.where(late < 0, positions // max(1, self.early), self.early_epochs + late // self.examples)
+        return epochs, positions - self.start(epochs)
+
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """The indices of the examples of an epoch, in order."""
+        count = self.early if epoch < self.early_epochs else self.examples
+        return permutation(self.seed, epoch, count) if self.shuffle else np.arange(count)
+
+    def of_step(self, step: int, batch_size: int) -> np.ndarray:
+        """The indices of the examples of one training step: (batch_size,) int64."""
+        epochs, places = self.epoch_and_place(step * batch_size + np.arange(batch_size))
+        chosen = np.empty(batch_size, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chosen[here] = self.of_epoch(int(epoch))[places[here]]
+        return chosen
 
 
 def train_batches(
-    source: Source, *, seed: int, batch_size: int, image_size: int, start: int, stop: int, rows: slice = slice(None)
+    source: Source, *, order: Order, batch_size: int, image_size: int, start: int, stop: int, rows: slice = slice(None)
 ) -> Iterator[Batch]:
     """Yields the batches of the steps start..stop-1. No examples of earlier steps are read.
 
@@ -51,7 +95,7 @@ def train_batches(
 
     Args:
       source: the training split.
-      seed: determines the order of the examples.
+      order: of the examples.
       batch_size: examples per step, in all processes together.
       image_size: side of the images in pixels.
       start, stop: the first step, and the step after the last.
@@ -62,7 +106,7 @@ def train_batches(
     """
 
     def examples(step):
-        return examples_of_step(seed, step, batch_size, len(source))[rows]
+        return order.of_step(step, batch_size)[rows]
 
     batches = _read(source, examples, start, stop, image_size)
     for step, (image, label) in zip(range(start, stop), batches, strict=True):
@@ -88,8 +132,26 @@ def eval_batches(source: Source, *, batch_size: int, image_size: int, rows: slic
         yield {"image": image, "label": label, "index": index.astype(np.uint32), "mask": index < count}
 
 
+_open = weakref.WeakSet()  # the generators that _read returned
+
+
+@atexit.register
+def _close():
+    """Ends all reading before the interpreter does: a thread of TensorFlow that calls Python afterwards never returns,
+    and the program would wait for it without end.
+    """
+    for batches in list(_open):
+        batches.close()
+
+
 def _read(source: Source, examples, start: int, stop: int, image_size: int):
     """Yields (image, label) arrays for the steps start..stop-1; `examples(step)` gives the indices."""
+    batches = _generate(source, examples, start, stop, image_size)
+    _open.add(batches)
+    return batches
+
+
+def _generate(source: Source, examples, start: int, stop: int, image_size: int):
     if start >= stop:
         return
     memory = _Memory((len(examples(start)), image_size, image_size, 3))
@@ -105,7 +167,7 @@ def _read(source: Source, examples, start: int, stop: int, image_size: int):
     def fetch_in_graph(step):
         return tf.numpy_function(fetch, [step], (tf.uint8, tf.int32), stateful=False)
 
-    with ThreadPoolExecutor(_cores(), thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(hosts.cores(), thread_name_prefix="decode") as pool:
         # Two batches at a time, so that no core waits for the last images of a batch.
         dataset = tf.data.Dataset.range(start, stop).map(fetch_in_graph, num_parallel_calls=2).prefetch(1)
         options = tf.data.Options()
@@ -145,7 +207,7 @@ def _decode(source: Source, indices: np.ndarray, images: np.ndarray, pool: Threa
                 failures[first] = error
                 return
 
-    for done in [pool.submit(fill) for _ in range(_cores())]:
+    for done in [pool.submit(fill) for _ in range(hosts.cores())]:
         done.result()
     if failures:  # raise that of the first failed part: all parts before it are done
         raise failures[min(failures)]
@@ -174,7 +236,3 @@ class _Memory:
                 self._blocks.append(block)
             first = -block.ctypes.data % self._ALIGNMENT
             return block[first : first + self._size].reshape(self._shape)
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

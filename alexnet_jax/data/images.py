@@ -7,18 +7,31 @@ import numpy as np
 import simplejpeg
 import tensorflow as tf
 
-MAX_PIXELS = 2**27  # an image of more pixels is refused: this many take 400 MB as uint8
-ACCEPTED = "JPEG, PNG, GIF and BMP of at most 134 million pixels"
+from alexnet_jax.data.any_format import ImageError, as_bmp, check_sides, orientation
+
+ACCEPTED = "JPEG, PNG, WebP, GIF, BMP, TIFF and the other formats that Pillow reads, of at most 134 million pixels"
 
 cv2.setNumThreads(1)  # images are already decoded in parallel, each in one thread
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # broken images raise ImageError instead
 
+_UPRIGHT = {  # EXIF orientation -> the stored square turned upright
+    2: lambda square: square[:, ::-1],
+    3: lambda square: square[::-1, ::-1],
+    4: lambda square: square[::-1],
+    5: lambda square: square.transpose(1, 0, 2),
+    6: lambda square: np.rot90(square, -1),
+    7: lambda square: square.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda square: np.rot90(square),
+}
 
-class ImageError(ValueError):
-    """The bytes do not decode as an image; the message says why."""
+
+class _OtherFormatError(ImageError):
+    """Not a JPEG, PNG, GIF or BMP."""
 
 
-def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, exact: bool = False) -> np.ndarray:
+def decode_square(
+    encoded: bytes, size: int, out: np.ndarray | None = None, *, exact: bool = False, upright: bool = True
+) -> np.ndarray:
     """Decodes an image, rescales its shorter side to `size` and cuts out the central square.
 
     If the shorter side is `size` already, the pixels do not change. Otherwise the JPEG decoder first reduces the image
@@ -26,14 +39,15 @@ def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, e
     Bilinear interpolation then gives the final size. This is fast: it takes little longer than the decoding. If `exact`
     is True, only one step rescales the image: a triangle filter, as wide as the reduction, in float32.
 
-    As in TFDS's imagenet2012, the EXIF orientation is ignored. Grey images get three equal channels, and CMYK becomes
-    RGB. Of 16-bit images the upper 8 bits are kept, and of an animation the first image.
+    Grey images get three equal channels, and CMYK becomes RGB. Of 16-bit images the upper 8 bits are kept, and of an
+    animation the first image. PNG ignores transparency; formats that only Pillow reads put transparent images on white.
 
     Args:
-      encoded: a JPEG, PNG, GIF or BMP.
+      encoded: a JPEG, PNG, GIF or BMP, or a file of another of any_format.FORMATS.
       size: side of the result in pixels.
       out: array for the result, (size, size, 3) uint8, C-contiguous; if None, a new one is made.
       exact: whether quality is more important than speed; for data that is prepared once.
+      upright: whether to turn the image as its EXIF orientation says.
 
     Returns:
       `out`, or the new array.
@@ -44,18 +58,31 @@ def decode_square(encoded: bytes, size: int, out: np.ndarray | None = None, *, e
     Source: paper, section 2.
     """
     out = np.empty((size, size, 3), np.uint8) if out is None else out
+    try:
+        _decode_as_stored(encoded, size, out, exact)
+    except _OtherFormatError:
+        if (bmp := as_bmp(encoded, upright)) is None:
+            raise
+        _decode_as_stored(bmp, size, out, exact)
+        return out
+    if upright and (turn := _UPRIGHT.get(orientation(encoded))):
+        out[:] = turn(out.copy())
+    return out
+
+
+def _decode_as_stored(encoded, size, out, exact):
+    """As decode_square, but with the orientation of the file, and only for JPEG, PNG, GIF and BMP."""
     height, width, plain = _header(encoded)
-    if not 0 < height * width <= MAX_PIXELS:
-        raise ImageError(f"its header claims {width} x {height} pixels")
+    check_sides(height, width)
     if plain and height == width == size:  # as in prepared data: the decoded image is the result
-        return _decode_plain(encoded, buffer=out)
+        _decode_plain(encoded, buffer=out)
+        return
     reduces = not exact and min(height, width) > size
     image = _decode_plain(encoded, size if reduces else 0) if plain else _decode_other(encoded)  # (H, W, 3)
     if exact and min(image.shape[:2]) != size:
         out[:] = _through_a_triangle(image, size)
     else:
         _through_linear(image, out)
-    return out
 
 
 def _header(encoded: bytes) -> tuple[int, int, bool]:
@@ -70,7 +97,9 @@ def _header(encoded: bytes) -> tuple[int, int, bool]:
         elif encoded[:2] == b"BM":
             width, height = map(abs, struct.unpack("<ii", encoded[18:26]))  # height < 0: the top row is first
         else:
-            raise ImageError(f"it begins with {encoded[:8]!r}, so it is not an image" if encoded else "it is empty")
+            raise _OtherFormatError(
+                f"it begins with {encoded[:8]!r}, so it is not an image" if encoded else "it is empty"
+            )
     except struct.error as error:
         raise ImageError("it ends within its header") from error
     return height, width, False

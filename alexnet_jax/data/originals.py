@@ -18,13 +18,13 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
-from alexnet_jax.data import imagenet
+from alexnet_jax.data import folders, imagenet
+from alexnet_jax.data.any_format import SUFFIXES
 from alexnet_jax.data.labels import synset_of, synsets
 from alexnet_jax.errors import UsageError
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import local, write_whole
 
 ACCEPTED = "tfds:NAME, tars:FOLDER (with ImageNet's two tars) and folder:FOLDER (with SPLIT/CLASS/FILE)"
-_IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 
 
 class Original(NamedTuple):
@@ -82,7 +82,7 @@ def absolute(source: str) -> str:
     kind, _, place = source.partition(":")
     if not place or kind not in ("tfds", "tars", "folder"):
         raise UsageError(f"--source={source} is not known; accepted are {ACCEPTED}. Give one of them.")
-    path = Path(place).expanduser().absolute()
+    path = local(place, "--source").absolute()
     return f"{kind}:{path}" if kind != "tfds" or (path / "dataset_info.json").is_file() else source
 
 
@@ -138,75 +138,69 @@ def _check_names(examples, where):
                 "prepare the images as your own data set with --dataset=NAME."
             )
         seen.add(name)
-        if not name.isprintable():  # it would break the list of broken images, or is not UTF-8
-            raise UsageError(f"{where}: {name!r} has characters that cannot be printed. Rename that image.")
+        folders.check_name(name, where)
 
 
 # Folders
 
 
 def _folder(root: Path, dataset: str) -> Originals:
-    if not root.is_dir():
-        raise UsageError(f"folder:{root}: there is no such folder. Give the path of a folder with SPLIT/CLASS/FILE.")
-    is_imagenet = dataset == imagenet.NAME
-    entries = _visible(root)
-    folders = {e.path: imagenet.SPLITS.get(e.name) if is_imagenet else e.name for e in entries if e.is_dir()}
-    if is_imagenet and not set(imagenet.IMAGES) <= set(folders.values()):
-        names = [entry.name for entry in entries]
+    names, key = folders.splits_of(root), ["folder", str(root.resolve())]
+    if dataset == imagenet.NAME:
+        return Originals("file", synsets(), _imagenet_splits(root, names), key)
+    for name in names:
+        if not re.fullmatch(r"\w+", name) or name == "all":  # TFDS uses this name for all splits together
+            raise UsageError(
+                f"{root / name}: the name of a split must have only letters, digits and _, and must not be `all`. "
+                "Rename it."
+            )
+    evaluation = next((name for name in folders.EVAL_SPLITS if name in names), None)
+    # As for config.dataset=folder:PATH, the classes are those of these two.
+    splits = ["train", evaluation] if evaluation and "train" in names else names
+    found = folders.list_images(root, splits, [name for name in names if name not in splits])
+    for remark in found.remarks:
+        print(remark)
+    listed = {split: [_of_file(*file) for file in files] for split, files in sorted(found.splits.items())}
+    return Originals("file", found.classes, listed, key)
+
+
+def _imagenet_splits(root: Path, names: list[str]) -> dict[str, list[Original]]:
+    if not set(imagenet.IMAGES) <= {imagenet.SPLITS.get(name) for name in names}:
         raise UsageError(
             f"folder:{root} holds {', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; accepted are "
-            f"the folders train and val (or validation) of {dataset}. Give the folder that holds these two."
+            f"the folders train and val (or validation) of {imagenet.NAME}. Give the folder that holds these two."
         )
-    classes = synsets() if is_imagenet else sorted({e.name for path in folders for e in _visible(path) if e.is_dir()})
-    labels = {name: label for label, name in enumerate(classes)}
     splits = {}
-    for path, split in folders.items():
-        if split is None:
-            print(f"Left out: {path}, which is neither train nor val.")
+    for name in names:
+        if name not in imagenet.SPLITS:
+            print(f"Left out: {root / name}, which is neither train nor val.")
             continue
-        if not re.fullmatch(r"\w+", split) or split == "all":  # TFDS uses this name for all splits together
-            raise UsageError(
-                f"{path}: the name of a split must have only letters, digits and _, and must not be `all`. Rename it."
-            )
-        files = _split_folder(Path(path), is_imagenet, labels)
-        if examples := list(tqdm(files, f"Listing {path}", unit=" files", mininterval=1)):
-            splits.setdefault(split, []).extend(examples)
-        else:
-            print(f"Left out: {path}, which holds no class folders with images.")
-    return Originals("file", classes, dict(sorted(splits.items())), ["folder", str(root.resolve())])
+        files = tqdm(_imagenet_files(root / name), f"Listing {root / name}", unit=" files", mininterval=1)
+        splits.setdefault(imagenet.SPLITS[name], []).extend(files)
+    return {split: files for split, files in sorted(splits.items()) if files}
 
 
-def _visible(folder):
-    with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-
-
-def _split_folder(folder: Path, is_imagenet: bool, labels: dict[str, int]) -> Iterator[Original]:
-    for entry in _visible(folder):
+def _imagenet_files(folder: Path) -> Iterator[Original]:
+    for entry in folders.visible(folder):
         if entry.is_dir():
-            if entry.name != entry.name.strip():  # TFDS would read it without the blanks
-                raise UsageError(
-                    f"{entry.path!r}: the name of a class must not start or end with a blank. Rename that folder."
-                )
-            for file in _visible(entry):
+            for file in folders.visible(entry):
                 if not file.is_file():
                     raise UsageError(f"{file.path} is not a file; accepted is SPLIT/CLASS/FILE. Move it away.")
-                if is_imagenet:
-                    yield _of_file(file, file.name, imagenet.label_of(file.name, entry.name, str(folder)))
-                else:
-                    yield _of_file(file, f"{entry.name}/{file.name}", labels[entry.name])
-        elif is_imagenet and entry.name.startswith("ILSVRC2012_val_"):
-            yield _of_file(entry, entry.name, imagenet.label_of(entry.name, None, str(folder)))
-        elif entry.name.lower().endswith(_IMAGES) and folder.name != "test":  # a test set may have no labels
+                yield _of_file(file.name, file.path, imagenet.label_of(file.name, entry.name, str(folder)))
+        elif entry.name.startswith("ILSVRC2012_val_"):
+            yield _of_file(entry.name, entry.path, imagenet.label_of(entry.name, None, str(folder)))
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             raise UsageError(
-                f"{entry.path} is not in a class folder; accepted is SPLIT/CLASS/FILE. Move it into a class "
-                f"folder. If {folder.name} is a class, give the folder that contains {folder.parent} instead."
+                f"{entry.path} is not in a class folder; accepted is SPLIT/CLASS/FILE. Move it into a class folder."
             )
 
 
-def _of_file(entry, name, label):
-    there = entry.stat()
-    return Original(name, label, entry.path, 0, there.st_size, there.st_mtime_ns)
+def _of_file(name, path, label):
+    try:
+        there = os.stat(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}). Restore it, then start again.") from error
+    return Original(name, label, path, 0, there.st_size, there.st_mtime_ns)
 
 
 # ImageNet's tars
@@ -300,7 +294,7 @@ def _records(name: str, dataset: str, data_dir: str, kept: Path) -> Originals:
 
 
 def _builder(name, data_dir):
-    folder = Path(name).expanduser()
+    folder = local(name, "--source")
     try:
         if (folder / "dataset_info.json").is_file():
             return tfds.builder_from_directory(folder)

@@ -8,17 +8,12 @@ list.json   the list of the originals, for tars and records
 command.txt the command that continues the preparation
 """
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +21,15 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
+from alexnet_jax import hosts
 from alexnet_jax.data import imagenet
+from alexnet_jax.data.folders import digest_of
 from alexnet_jax.data.images import ACCEPTED
 from alexnet_jax.data.originals import Originals, absolute, list_originals
 from alexnet_jax.data.shards import SAME_COMMAND, Shard, Work, read_note
 from alexnet_jax.data.workers import make_by_many, make_here
 from alexnet_jax.errors import UsageError
-from alexnet_jax.files import sync, write_whole
+from alexnet_jax.files import alone, local_folder, sync, write_whole
 from alexnet_jax.training.statistics import Statistics, Sums
 
 ENCODINGS = ("jpeg", "raw")
@@ -78,13 +75,14 @@ def prepare(
     Source: paper, section 2.
     """
     _check_options(dataset, encoding, broken, image_size)
-    data_dir = data_dir and str(Path(data_dir).expanduser().absolute())
+    data_dir = data_dir and str(local_folder(data_dir, "--data_dir").absolute())
     final = folder_of(dataset, data_dir, image_size)
     incomplete = final.with_name(final.name + ".incomplete")
     try:
         source = absolute(source)
         if not _is_there(final, encoding):
-            with _alone(incomplete):
+            incomplete.mkdir(parents=True, exist_ok=True)
+            with alone(incomplete, "`prepare`"):
                 if not _is_there(final, encoding):  # another process may have finished just now
                     _begin(incomplete, _command(source, data_dir, image_size, dataset, encoding, broken))
                     originals = list_originals(source, dataset, data_dir, incomplete / "list.json")
@@ -96,6 +94,7 @@ def prepare(
                         skip=broken == "skip",
                         kind=originals.kind,
                         as_tfds=dataset == imagenet.NAME and originals.kind in ("file", "tar"),
+                        upright=dataset != imagenet.NAME,
                     )
                     _prepare(work, originals, workers or _default_workers(), final)
         shutil.rmtree(incomplete, ignore_errors=True)
@@ -105,17 +104,21 @@ def prepare(
 
 
 def _default_workers():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    meminfo = Path("/proc/meminfo")  # unlike os.sysconf, it counts file caches as available memory
-    found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text() if meminfo.is_file() else "")
-    return max(1, min(cores, int(int(found[1]) * 1024 / _BYTES_A_WORKER))) if found else cores
+    cores = hosts.cores()
+    free = hosts.free_memory()
+    return max(1, min(cores, int(free / _BYTES_A_WORKER))) if free is not None else cores
 
 
 def folder_of(dataset: str, data_dir: str, image_size: int) -> Path:
     """The folder of a prepared dataset, which need not exist yet."""
+    root = local_folder(data_dir or tfds.core.constants.DATA_DIR, "--data_dir").absolute()
+    return root / relative_folder(dataset, image_size)
+
+
+def relative_folder(dataset: str, image_size: int) -> str:
+    """The folder of a prepared dataset within data_dir."""
     version = imagenet.VERSION if dataset == imagenet.NAME else "1.0.0"
-    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().absolute()
-    return root / f"{dataset}_square" / str(image_size) / version
+    return f"{dataset}_square/{image_size}/{version}"
 
 
 def open_prepared(dataset: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuilder | None:
@@ -176,8 +179,7 @@ def _is_there(final, encoding):
         if final.exists() and any(final.iterdir()):
             raise UsageError(f"{final} exists, but has no dataset_info.json. Remove it, or give another --data_dir.")
         return False
-    image = tfds.builder_from_directory(final).info.features["image"]
-    stored = "jpeg" if isinstance(image, tfds.features.Image) else "raw"
+    stored = encoding_of(tfds.builder_from_directory(final))
     if stored != encoding:
         raise UsageError(
             f"{final} was made with --encoding={stored}, but now --encoding={encoding} was given. Remove that folder, "
@@ -187,19 +189,9 @@ def _is_there(final, encoding):
     return True
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"Another `prepare` is running in {folder}. Wait until it ends, or stop it.") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            print(f"WARNING: {folder} cannot be locked ({error.strerror}). Do not start a second `prepare` there.")
-        yield
+def encoding_of(builder: tfds.core.DatasetBuilder) -> str:
+    """How a prepared dataset stores its images: "jpeg" or "raw"."""
+    return "jpeg" if isinstance(builder.info.features["image"], tfds.features.Image) else "raw"
 
 
 def _begin(folder, command):
@@ -249,11 +241,13 @@ def plan(work: Work, originals: Originals) -> list[Shard]:
         count = number_of_shards(len(examples), work)
         dealt = [[] for _ in range(count)]
         for example in examples:
-            key = hashlib.blake2b(example.name.encode(), digest_size=16, key=split.encode()[:64]).digest()
-            dealt[int.from_bytes(key) % count].append((key, example))
+            key = digest_of(split, example.name)
+            # The first bits of the digest. So the order of all records is that of their digests, as in folder:PATH.
+            dealt[int.from_bytes(key) * count >> 128].append((key, example))
         for number, keyed in enumerate(dealt):
             examples = [example for _, example in sorted(keyed)]
-            what = [work.name, work.image_size, work.encoding, split, number, count, originals.key, originals.classes]
+            what = [work.name, work.image_size, work.encoding, work.upright, split, number, count]
+            what += [originals.key, originals.classes]
             what += [(e.name, e.label, e.size, e.changed) for e in examples]
             digest = hashlib.blake2b(json.dumps(what).encode()).hexdigest()
             shards.append(Shard(split, number, count, examples, digest))

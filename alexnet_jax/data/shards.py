@@ -37,6 +37,7 @@ class Work:
     skip: bool  # whether broken images are left out
     kind: str  # of the originals' files, as in Originals
     as_tfds: bool  # whether the originals are ImageNet's published files; a few are then converted as TFDS does
+    upright: bool  # whether images are turned as their EXIF orientation says; not ImageNet's, as in TFDS
 
     @property
     def records(self) -> Path:
@@ -112,7 +113,7 @@ def make_shard(work: Work, shard: Shard, tick: Callable[[], None]) -> list[str]:
 def _square(work, name, encoded):
     """Returns an image as it is stored, and its pixels as training will read them."""
     encoded = imagenet.as_tfds_stores(name, encoded) if work.as_tfds else encoded
-    square = decode_square(encoded, work.image_size, exact=True)
+    square = decode_square(encoded, work.image_size, exact=True, upright=work.upright)
     if work.encoding == "raw":
         return square.tobytes(), square
     stored = tf.io.encode_jpeg(square, quality=JPEG_QUALITY).numpy()

@@ -7,10 +7,11 @@ run can resume at any step.
 import bisect
 import dataclasses
 import difflib
+import hashlib
 import itertools
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,11 +19,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
-from alexnet_jax.data import imagenet, prepare
+from alexnet_jax.data import cloud, folders, imagenet, prepare
+from alexnet_jax.data.any_format import ImageError, read_file
 from alexnet_jax.data.digits import Digits
 from alexnet_jax.errors import UsageError
-
-EVAL_SPLITS = ("validation", "val", "test")
+from alexnet_jax.files import local, local_folder, stores
+from alexnet_jax.files.datasets import CachedFolder
 
 
 class Source(Protocol):
@@ -49,6 +51,7 @@ class FolderSource:
     name: str
     paths: list[str]
     labels: np.ndarray
+    digest: str = ""  # of the names and labels, in order
 
     def __len__(self):
         return len(self.paths)
@@ -62,10 +65,11 @@ class FolderSource:
 
 def _bytes_of(path):
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}). Restore it, then start again.") from error
+        return read_file(path)
+    except (OSError, ImageError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({getattr(error, 'strerror', error)}). Restore it, then start again."
+        ) from error
 
 
 class Records(Sequence):
@@ -74,8 +78,8 @@ class Records(Sequence):
     Reads the same as TFDS's as_data_source in half of the time, because array_record has a faster call for one record.
     """
 
-    def __init__(self, files: Sequence):  # TFDS's file_instructions
-        self._files = files
+    def __init__(self, files: Sequence, cached: CachedFolder | None = None):  # TFDS's file_instructions
+        self._files, self._cached = files, cached  # cached: what gets the files of a set in an object store
         self._stops = list(itertools.accumulate(file.take for file in files))
         self._readers = [None] * len(files)
 
@@ -86,11 +90,18 @@ class Records(Sequence):
         k = bisect.bisect_right(self._stops, index)
         # A file is opened when it is needed. If two threads open it at the same time, one of the readers is not kept.
         reader = self._readers[k] or ArrayRecordReader(
-            self._files[k].filename, "readahead_buffer_size:0", file_reader_buffer_size=2**14
+            self._path(k), "readahead_buffer_size:0", file_reader_buffer_size=2**14
         )
         self._readers[k] = reader
         record = index - self._stops[k] + self._files[k].take + self._files[k].skip
         return reader.read(record, record + 1)[0]
+
+    def _path(self, k):
+        if self._cached is None:
+            return self._files[k].filename
+        names = [os.path.basename(file.filename) for file in self._files]
+        self._cached.ask(names)  # the others are read ahead: an epoch needs all of them
+        return str(self._cached.get(names[k]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,25 +139,48 @@ class Dataset:
     num_classes: int | None
     class_names: list[str] | None
     statistics: object | None  # statistics.Statistics of the training split, if `prepare` stored them
+    remarks: tuple[str, ...] = ()  # sentences for a person: what was left out, and classes that a split lacks
+
+    def contents(self) -> dict:
+        """What must be the same when a run is resumed or evaluated, wherever the images are; JSON's types."""
+        splits = {"train": self.train, "evaluation": self.evaluation}
+        return {"classes": self.class_names} | {
+            name: {"examples": len(split), "names": getattr(split, "digest", "")} for name, split in splits.items()
+        }
 
 
-def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str | None, eval_split: str) -> Dataset:
+def open_dataset(
+    name: str,
+    data_dir: str,
+    *,
+    image_size: int,
+    train_split: str | None,
+    eval_split: str,
+    labels_of: str = "train",
+) -> Dataset:
     """Opens a dataset. A TFDS dataset that is not on the disk is first made by TFDS.
 
     Args:
       name: "folder:PATH" (PATH/SPLIT/CLASS/FILE), "digits", a name that was prepared, such as
         "imagenet2012", or any TFDS dataset with an "image" and a "label".
-      data_dir: where TFDS keeps its datasets; "" for its default, ~/tensorflow_datasets.
+      data_dir: where TFDS keeps its datasets; "" for its default, ~/tensorflow_datasets. At an address gs://... or
+        s3://..., the dataset must be prepared already.
       image_size: side of the images of a prepared dataset, in pixels.
       train_split, eval_split: names of the splits. eval_split "" means the first of validation, val and test that
         exists. train_split None means the same split as eval_split, for callers that only evaluate.
+      labels_of: if train_split is None, the split of a folder that was trained on. If it exists, its classes count too,
+        so that labels mean the same as in training even where the evaluation split lacks a class.
 
     Raises:
       UsageError: if the dataset, a split or a feature does not exist, or a folder is empty.
     """
     if name.startswith("folder:"):
-        return _open_folder(name.removeprefix("folder:"), train_split, eval_split)
-    builder = _builder(name, data_dir, image_size)
+        return _open_folder(name.removeprefix("folder:"), train_split, eval_split, labels_of)
+    if stores.is_address(data_dir):
+        builder, cached = cloud.open_builder(name, data_dir, image_size)
+    else:
+        local_folder(data_dir or tfds.core.constants.DATA_DIR, "--config.data_dir")  # TFDS would make a folder named ~
+        builder, cached = _builder(name, data_dir, image_size), None
     splits = _choose_splits(name, builder.info.splits, train_split, eval_split)
     for split in splits:
         if not builder.info.splits[split].num_examples:
@@ -160,10 +194,10 @@ def open_dataset(name: str, data_dir: str, *, image_size: int, train_split: str 
                 f"with an 'image' and a 'label'. Choose another --config.dataset."
             )
     raw_shape = _raw_shape(name, builder.info.features["image"], image_size)
-    sources = [
-        RecordSource(f"{name}, split {split}", Records(builder.info.splits[split].file_instructions), raw_shape)
-        for split in splits
-    ]
+    files = {split: builder.info.splits[split].file_instructions for split in splits}
+    if cached is not None:
+        cached.reserve([os.path.basename(file.filename) for split in files for file in files[split]])
+    sources = [RecordSource(f"{name}, split {split}", Records(files[split], cached), raw_shape) for split in splits]
     label = builder.info.features["label"]
     known = isinstance(label, tfds.features.ClassLabel) and label.num_classes
     return Dataset(
@@ -188,24 +222,31 @@ def _raw_shape(name: str, image: tfds.features.FeatureConnector, image_size: int
     return wanted
 
 
-def _open_folder(path: str, train_split: str | None, eval_split: str) -> Dataset:
-    layout = "it holds SPLIT/CLASS/*.jpg, .jpeg or .png, for example train/cat/1.jpg and val/cat/2.jpg"
-    if not Path(path).expanduser().is_dir():
-        raise UsageError(f"folder:{path}: there is no such folder. Give the path of a folder; {layout}.")
-    builder = tfds.ImageFolder(path)
-    # ImageFolder can only iterate, so only its list of files is used.
-    files = dict(builder._split_examples)
-    if not any(files.values()):
-        raise UsageError(f"folder:{path} holds no images in class folders. Fill it so that {layout}.")
-    label = builder.info.features["label"]
-    sources = []
-    for split in _choose_splits(f"folder:{path}", files, train_split, eval_split):
-        if not files[split]:
-            raise UsageError(f"folder:{path}/{split} holds no images in class folders. Fill it so that {layout}.")
-        labels = np.array([label.str2int(example.label) for example in files[split]], np.int32)
-        paths = [example.image_path for example in files[split]]
-        sources.append(FolderSource(f"folder:{path}, split {split}", paths, labels))
-    return Dataset(*sources, num_classes=label.num_classes, class_names=label.names, statistics=None)
+def _open_folder(path: str, train_split: str | None, eval_split: str, labels_of: str) -> Dataset:
+    root = local(path, "folder")
+    if not (there := folders.splits_of(root)):
+        raise UsageError(f"folder:{path} holds no folders. Fill it so that {folders.LAYOUT}.")
+    layout = f" A folder of images is accepted if {folders.LAYOUT}."
+    chosen = _choose_splits(f"folder:{path}", dict.fromkeys(there), train_split, eval_split, layout)
+    used = (labels_of, *chosen) if train_split is None and labels_of in there else chosen
+    found = folders.list_images(root, list(dict.fromkeys(used)))
+    sources = [
+        FolderSource(
+            f"folder:{path}, split {split}",
+            [file.path for file in found.splits[split]],
+            np.array([file.label for file in found.splits[split]], np.int32),
+            _digest(found.splits[split]),
+        )
+        for split in chosen
+    ]
+    return Dataset(*sources, len(found.classes), found.classes, statistics=None, remarks=tuple(found.remarks))
+
+
+def _digest(files):
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file.label}\0".encode())
+    return digest.hexdigest()
 
 
 def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuilder:
@@ -221,7 +262,7 @@ def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuil
         builder = Digits(**arguments) if name == "digits" else tfds.builder(name, **arguments)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: a name cannot have this form
         close = difflib.get_close_matches(name, ["digits", *tfds.list_builders(with_community_datasets=False)])
-        close = [f"folder:{name}"] if Path(name).expanduser().is_dir() else close
+        close = [f"folder:{name}"] if os.path.isdir(os.path.expanduser(name)) else close
         raise UsageError(
             f"dataset {name!r} is not known{f'; did you mean {close[0]!r}?' if close else '.'} Accepted are 'digits', "
             "'imagenet2012', 'folder:PATH' and the names of https://www.tensorflow.org/datasets/catalog."
@@ -252,17 +293,17 @@ def _how_to_make(name: str) -> str:
     )
 
 
-def _choose_splits(name: str, splits, train: str | None, evaluation: str) -> tuple[str, str]:
-    evaluation = evaluation or next((s for s in EVAL_SPLITS if s in splits), "")
+def _choose_splits(name: str, splits, train: str | None, evaluation: str, layout: str = "") -> tuple[str, str]:
+    evaluation = evaluation or next((s for s in folders.EVAL_SPLITS if s in splits), "")
     train = evaluation if train is None else train
     for field, split in (("eval_split", evaluation), ("train_split", train)):
         try:
             splits[split]  # TFDS also accepts parts, such as train[:90%]
         except (KeyError, ValueError) as error:
             unnamed = field == "eval_split" and not split
-            wanted = "named " + ", ".join(EVAL_SPLITS) if unnamed else repr(split)
+            wanted = "named " + ", ".join(folders.EVAL_SPLITS) if unnamed else repr(split)
             raise UsageError(
                 f"dataset {name!r} has no split {wanted}; it has {', '.join(map(repr, splits)) or 'none'}. "
-                f"Set --config.{field}=NAME to one of them."
+                f"Set --config.{field}=NAME to one of them.{layout}"
             ) from error
     return train, evaluation

@@ -8,6 +8,7 @@ sheet      augmented images to look at
 length     whether the run has time to leave chance
 """
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from alexnet_jax.doctor import data as data_checks
 from alexnet_jax.doctor import length, machine, sheet, speed
 from alexnet_jax.doctor.findings import Finding, Findings, ok, problem
 from alexnet_jax.errors import UsageError
+from alexnet_jax.files import copies, stores
 from alexnet_jax.training import setup
 from alexnet_jax.training.pretrained import check_pretrained
 
@@ -46,10 +48,20 @@ def examine(
       All findings; do not start the run while there is one whose level is "problem".
     """
     findings = []
-    for finding in _all(config, Path(workdir).expanduser(), output, duplicates):
-        findings.append(finding)
-        tell(finding)
+    with copies.opened(workdir, "--workdir") as folder:
+        for finding in itertools.chain(_bucket(workdir), _all(config, folder, output, duplicates)):
+            findings.append(finding)
+            tell(finding)
     return findings
+
+
+def _bucket(workdir) -> Findings:
+    """Whether a workdir in an object store can be used."""
+    check = "bucket of the workdir"
+    if stores.is_address(workdir) and (
+        yield from _succeeds(check, lambda: stores.check_rights(str(workdir).rstrip("/")))
+    ):
+        yield ok(check, f"{workdir}: objects can be listed, read, written and deleted")
 
 
 def _all(config, workdir, output, duplicates) -> Findings:
@@ -116,7 +128,7 @@ def _check_config(config, workdir):
 
 def _pretrained(path, recipe):
     def read():
-        weights = convert.read(path)
+        weights = convert.read(path, trunk=True)
         check_pretrained(weights.params, recipe)
         return weights
 

@@ -3,13 +3,13 @@
 import collections
 import dataclasses
 import hashlib
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
 
+from alexnet_jax import hosts
 from alexnet_jax.data import labels
 from alexnet_jax.data.images import ImageError, decode_square
 from alexnet_jax.data.sources import Dataset, FolderSource, Source
@@ -83,7 +83,7 @@ def look(split: str, source: Source, *, image_size: int, seed: int, duplicates: 
 
     until = time.monotonic() + SECONDS
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(hosts.cores()) as pool,
         tqdm(total=len(order), desc=f"Reading {source.name}", unit=" images", leave=False, disable=None) as bar,
     ):
         for first in range(0, len(order), 256):
@@ -112,6 +112,8 @@ def sizes(config, data: Dataset) -> Findings:
         f"{len(data.train):,} to train on ({data.train.name}), "
         f"{len(data.evaluation):,} to evaluate on ({data.evaluation.name})"
     )
+    for remark in data.remarks:
+        yield warning("files", remark)
     if config.dataset == "imagenet2012" and not is_all_of_imagenet(config, data):
         wanted = " and ".join(f"{examples:,}" for examples, _, _ in IMAGENET.values())
         yield warning(
@@ -168,7 +170,7 @@ def classes(seen: Seen, num_classes: int, names: list[str] | None, imagenet: boo
         text += f"({_name(names, few)}) to {counts[many]:,} ({_name(names, many)}) "
     text += "examples" if seen.all_labels else f"examples in a sample of {len(seen.labels):,}"
     if empty and seen.all_labels and seen.split == "train":
-        yield problem(
+        yield warning(
             check,
             f"no examples of {some(empty)}: {len(empty):,} of {num_classes:,} classes cannot be learned. Add images, "
             "or leave these classes out (a folder without images, or a --config.num_classes that is too large).",
@@ -203,7 +205,7 @@ def label_order(config, data: Dataset, train: Seen, evaluation: Seen) -> Finding
         if unknown := theirs - ours:
             named = some(data.class_names[label] for label in sorted(unknown))
             missing = some(data.class_names[label] for label in sorted(ours - theirs)) or "none"
-            yield problem(
+            yield warning(
                 "label order",
                 f"the evaluation split has folders that the training split lacks: {named}; the reverse: "
                 f"{missing}. Give a class the same name in both.",

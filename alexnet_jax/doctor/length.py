@@ -2,6 +2,7 @@
 
 import math
 
+from alexnet_jax.data.batches import Order
 from alexnet_jax.doctor.findings import Findings, ok, warning
 from alexnet_jax.training import chance
 
@@ -14,7 +15,7 @@ def length(config, steps: int, examples: int) -> Findings:
       steps: number of steps of the run.
       examples: number of training images.
     """
-    per_epoch = examples / config.batch_size
+    per_epoch = float(Order.of_run(config, examples).start(1)) / config.batch_size  # of the first epochs
     text = f"{steps:,} steps, {per_epoch:,.1f} an epoch; {_drops(config, per_epoch, steps)}"
     known = chance.measured(config.architecture)
     if known is None:
@@ -35,9 +36,13 @@ def length(config, steps: int, examples: int) -> Findings:
 
 
 def _drops(config, per_epoch, steps):
-    plateau = config.plateau
+    plateau, by = config.plateau, []
+    if config.schedule:
+        by.append("the rate drops by config.schedule")
+    if config.cooldown:
+        by.append(f"the rate falls to 0 in the last {config.cooldown:.0%} of the steps")
     if not plateau.drops:
-        return "the rate drops by config.schedule" if config.schedule else "the rate never drops"
+        return " and ".join(by) or "the rate never drops"
     interval = config.eval_every_steps or per_epoch
     # The first evaluation is the best; the others do not improve.
     evaluations = 1 + max(plateau.patience, math.ceil(plateau.patience_steps / interval))

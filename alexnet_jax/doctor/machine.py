@@ -1,6 +1,5 @@
 """The machine: versions, devices, disk space."""
 
-import functools
 import importlib.metadata
 import math
 import os
@@ -15,15 +14,14 @@ from packaging.specifiers import SpecifierSet
 
 from alexnet_jax.doctor.findings import Findings, ok, problem, warning
 from alexnet_jax.errors import UsageError
+from alexnet_jax.files import local
 from alexnet_jax.network import networks
 from alexnet_jax.network.architectures import towers_of
 from alexnet_jax.training import setup
 from alexnet_jax.training.recipe import Recipe
-from alexnet_jax.training.step import init_state
 
 ROOT = Path(__file__).parents[2]  # in a checkout; the metadata of an installed package says the same
 SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "tensorflow-datasets")
-STATES_KEPT = 3  # the best, the last, and a new one that is written before the last is removed
 IMAGENET_BYTES = 38e9  # of the records at 256 pixels
 NVIDIA = Path("/dev/nvidia0")
 
@@ -115,30 +113,26 @@ def disk(config, workdir: Path, recipe: Recipe | None) -> Findings:
         yield ok("disk of the data", f"{_gb(free)} free at {folder}")
     if recipe is None:
         return
-    size = state_bytes(recipe)
+    size = setup.state_bytes(recipe)
     place, free = _existing(workdir), shutil.disk_usage(_existing(workdir)).free
     seen = f"{_gb(free)} free at {workdir}"
-    wanted = f"{STATES_KEPT} checkpoints of {_gb(size)} (best, last, the next) need {_gb(STATES_KEPT * size)}"
+    wanted = (
+        f"{setup.STATES_KEPT} checkpoints of {_gb(size)} (best, last, the next) need {_gb(setup.STATES_KEPT * size)}"
+    )
     if not os.access(place, os.W_OK):
         yield problem(
             "disk of the workdir", f"{place} cannot be written to. Give another --workdir, or change its permissions."
         )
-    elif free < STATES_KEPT * size:
+    elif free < setup.STATES_KEPT * size:
         yield problem("disk of the workdir", f"{seen}; {wanted}. Make room, or give another --workdir.")
     else:
         yield ok("disk of the workdir", f"{seen}; {wanted}")
 
 
-def state_bytes(recipe: Recipe) -> int:
-    """The content of a checkpoint: parameters, velocity and a few numbers."""
-    state = jax.eval_shape(functools.partial(init_state, recipe=recipe))
-    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
-
-
 def _data_folder(config):
     if config.dataset.startswith("folder:"):
-        return Path(config.dataset.removeprefix("folder:")).expanduser()
-    return Path(config.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+        return local(config.dataset.removeprefix("folder:"), "folder")
+    return local(config.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "--config.data_dir")
 
 
 def _existing(path):

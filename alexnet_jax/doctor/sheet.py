@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.data.batches import permutation
 from alexnet_jax.data.images import decode_square
 from alexnet_jax.doctor.data import Seen
 from alexnet_jax.doctor.findings import Findings, ok
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import local_folder, write_whole
 from alexnet_jax.training.setup import Run
 from alexnet_jax.training.step import augmented
 
@@ -28,7 +27,7 @@ def write(run: Run, train: Seen, folder: Path) -> Findings:
     examples = first_examples(run, train)
     if not examples:
         return  # no image decodes, as reported already
-    names, path = run.data.class_names, Path(folder).expanduser() / NAME
+    names, path = run.data.class_names, local_folder(folder, "--output") / NAME
     titles = [f"{names[label] if names else label}" for label in (train.labels[i] for i in examples)]
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = paint(*images(run, examples), titles)
@@ -42,7 +41,7 @@ def write(run: Run, train: Seen, folder: Path) -> Findings:
 
 def first_examples(run: Run, train: Seen) -> list[int]:
     """The first examples of training, among those that were examined and decode."""
-    order = permutation(run.config.seed, 0, len(run.data.train))
+    order = run.order.of_epoch(0)
     return [int(i) for i in order if int(i) in train.digests][:ROWS]
 
 
@@ -52,11 +51,11 @@ def images(run: Run, examples: list[int]) -> tuple[np.ndarray, np.ndarray]:
     stored = np.stack(
         [p if isinstance(p, np.ndarray) else decode_square(p, run.config.image_size) for p in encoded]
     )  # (R, S, S, 3)
-    count, shown = len(run.data.train), []
+    order, shown = run.order, []
     without_colours = dataclasses.replace(run.recipe, pca_std=0.0)
     for epoch in range(EPOCHS):
-        places = np.argsort(permutation(run.config.seed, epoch, count))[examples]
-        index = ((epoch * count + places) % 2**32).astype(np.uint32)  # as train_batches counts
+        places = np.argsort(order.of_epoch(epoch))[examples]
+        index = ((order.start(epoch) + places) % 2**32).astype(np.uint32)  # as train_batches counts
         batch = {"image": stored, "index": index}
         black = {"image": np.zeros_like(stored), "index": index}
         # A black image becomes minus the mean that was subtracted at the place of its crop.

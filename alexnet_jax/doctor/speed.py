@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 
 from alexnet_jax.doctor.findings import Finding, Findings, ok, problem, warning
 from alexnet_jax.errors import UsageError
+from alexnet_jax.training import feed
 from alexnet_jax.training.setup import Run
 from alexnet_jax.training.step import init_state, train_step
 
@@ -35,9 +36,10 @@ class Rates:
 def who_waits(run: Run) -> Findings:
     """Whether the device waits for the data, and how long the run will take."""
     try:
+        on_device, _ = feed.choose(run, 0)
         rates = measure(run)
     except UsageError as error:
-        yield problem("speed", f"not measured, because the batches cannot be read: {error}")
+        yield problem("speed", f"not measured: {error}")
         return
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -49,7 +51,11 @@ def who_waits(run: Run) -> Findings:
             "--config.batch_size.",
         )
         return
-    yield compare(rates, shared=jax.default_backend() == "cpu")
+    if on_device:
+        rates = dataclasses.replace(rates, together=rates.step)
+        yield ok("speed", f"images/s: {rates.step:,.0f}; the training images are decoded once and stay on the devices")
+    else:
+        yield compare(rates, shared=jax.default_backend() == "cpu")
     yield duration(run, rates)
 
 
@@ -75,8 +81,8 @@ def duration(run: Run, rates: Rates) -> Finding:
     """How long the run will take."""
     seconds = run.stop * run.config.batch_size / rates.together
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    epochs = float(run.order.epochs(run.stop * run.config.batch_size))
     memory = f"; the step needed {peak / 2**30:.1f} GiB of a device's memory" if peak else ""
-    epochs = run.stop * run.config.batch_size / len(run.data.train)
     return ok(
         "duration",
         f"about {datetime.timedelta(seconds=round(seconds))} for {run.stop:,} steps ({epochs:,.0f} epochs), without "

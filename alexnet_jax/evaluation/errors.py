@@ -74,10 +74,11 @@ def predict(params, images, mean_image, *, network: AlexNet, views: int, mean_at
     """
     size = network.architecture[0].size
     of_image, of_crop = augment.means(mean_image, size, mean_at)
-    images = images.astype(jnp.float32) - of_image  # (N, S, S, 3)
+    minus = jax.vmap(jnp.subtract, (0, None))  # subtracts one array from each image
+    images = minus(images.astype(jnp.float32), of_image)  # (N, S, S, 3)
 
     def probabilities(crops):
-        return jax.nn.softmax(network.apply({"params": params}, crops - of_crop))
+        return jax.nn.softmax(network.apply({"params": params}, minus(crops, of_crop)))
 
     if views == 1:
         return probabilities(jax.vmap(functools.partial(augment.center_crop, size=size))(images))

@@ -1,6 +1,7 @@
 """Errors over a whole split: each example exactly once (paper, section 6)."""
 
 import collections
+import math
 
 import jax
 
@@ -21,6 +22,9 @@ def evaluate(
       batch_size: images at a time, over all devices; a multiple of the number of devices that share a batch.
       views, mean_at: as in predict.
       interrupted: called before each batch; if it returns True, the evaluation stops and the result is None.
+
+    Raises:
+      FloatingPointError: if the loss is not finite.
     """
     image_size = statistics.mean_image.shape[0]
     total, running = collections.Counter(), []
@@ -39,6 +43,11 @@ def evaluate(
         total.update(_numbers(counts))
     examples = total["examples"]
     assert examples == len(source), f"evaluated {examples} of {len(source)} examples"
+    if not math.isfinite(total["loss"]):
+        raise FloatingPointError(
+            f"the loss on {source.name} is not finite: the parameters, or what the network computes from them, are "
+            "not. Give an earlier checkpoint, or train again with a smaller --config.learning_rate."
+        )
     return Errors(
         top1_error=100 * total["top1_wrong"] / examples,
         top5_error=100 * total["top5_wrong"] / examples,

@@ -11,8 +11,8 @@ import numpy as np
 from alexnet_jax.convert import Weights
 from alexnet_jax.convert.weights import ILSVRC_2012
 from alexnet_jax.data import labels
-from alexnet_jax.data.any_format import SUFFIXES, read_square
-from alexnet_jax.data.images import ImageError
+from alexnet_jax.data.any_format import MAX_BYTES, SUFFIXES, read_file
+from alexnet_jax.data.images import ImageError, decode_square
 from alexnet_jax.errors import UsageError
 from alexnet_jax.evaluation.trained import Trained
 
@@ -49,6 +49,8 @@ def find(paths: Sequence[str]) -> list[str]:
     """
     found = []
     for path in paths:
+        if not path:
+            raise UsageError("an image has an empty name. Give image files, folders, or - for an image on stdin.")
         if Path(path).is_dir():
             inside = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
             if not inside:
@@ -86,11 +88,18 @@ def predictions(trained: Trained, names: Sequence[str], views: int = 1) -> Itera
 def _read(name, size):
     """The square image of a file, or the reason why there is none."""
     try:
-        return read_square(sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes(), size)
+        return decode_square(_stdin() if name == STDIN else read_file(name), size)
     except ImageError as error:
         return str(error)
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
+
+
+def _stdin():
+    encoded = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(encoded) > MAX_BYTES:
+        raise ImageError(f"it has more than {MAX_BYTES:,} bytes")
+    return encoded
 
 
 def best(probabilities: np.ndarray, count: int) -> np.ndarray:

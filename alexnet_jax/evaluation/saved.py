@@ -1,7 +1,5 @@
 """Evaluates a checkpoint of a workdir, or a file of weights."""
 
-from pathlib import Path
-
 import jax
 from jax.sharding import PartitionSpec
 
@@ -16,12 +14,13 @@ from alexnet_jax.training.setup import config_of, read_weights, set_up
 from alexnet_jax.training.statistics import Statistics
 
 
-def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -> dict[str, Errors]:
+def evaluate_workdir(workdir, *, which="last", dataset=None, data_dir=None, batch_size=None) -> dict[str, Errors]:
     """Evaluates a checkpoint of a run again. The run may be finished, or still running.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or its address gs://... or s3://...
       which: "last" or "best" checkpoint.
+      dataset: where the images of a run on folder:PATH are now, if they were moved; or None.
       data_dir, batch_size: values to use instead of the run's own, or None.
 
     Returns:
@@ -30,10 +29,12 @@ def evaluate_workdir(workdir, *, which="last", data_dir=None, batch_size=None) -
     Raises:
       UsageError: if workdir holds no run or no checkpoint, or its data is missing.
     """
-    workdir = Path(workdir).expanduser()
-    config = hosts.together(lambda: config_of(workdir))
-    if data_dir is not None:
-        config.data_dir = data_dir
+    with hosts.workdir(workdir) as folder:
+        return _evaluate_folder(folder, which, dataset, data_dir, batch_size)
+
+
+def _evaluate_folder(workdir, which, dataset, data_dir, batch_size):
+    config = hosts.together(lambda: config_of(workdir, dataset=dataset, data_dir=data_dir))
     if batch_size is not None:
         config.eval_batch_size = batch_size
     # This machine may have another number of devices than the machine that trained.

@@ -65,7 +65,13 @@ class Trained:
 
     def probabilities(self, images: np.ndarray, views: int = 1) -> np.ndarray:
         """(n, S, S, 3) uint8 images -> (n, K) float32 class probabilities; views as in errors.predict."""
-        return self._in_batches(images, functools.partial(_probabilities, views=views))
+        made = self._in_batches(images, functools.partial(_probabilities, views=views))
+        if not np.isfinite(made).all():
+            raise UsageError(
+                f"the network's answers are not finite numbers ({self.weights.source}): its weights are too large, or "
+                "damaged. Give another checkpoint or file."
+            )
+        return made
 
     def features(self, images: np.ndarray, layer: str) -> np.ndarray:
         """(n, S, S, 3) uint8 images -> (n, D) float32, a layer's output for their central crops, flattened.

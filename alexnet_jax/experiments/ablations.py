@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 from ml_collections import ConfigDict
-from scipy import stats
+from scipy import optimize, stats
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.experiments import runs, tables
@@ -62,7 +62,7 @@ ROWS = {
     "no_flips": Row("flips", fields=(NO_FLIPS,)),
     "no_crops_flips": Row("crops and flips", fields=(NO_CROPS, NO_FLIPS), claimed=True),
     "no_dropout": Row("dropout", "NO_DROPOUT", claimed=True),
-    "no_decay": Row("weight decay", fields=(("weight_decay", 0.0),), claimed=True),
+    "no_decay": Row("weight decay", fields=(("weight_decay", 0.0), ("weight_decays", ())), claimed=True),
     **{f"no_{name}": Row(name, f"NO_{name.upper()}", paper=MIDDLE) for name in ("conv2", "conv3", "conv4", "conv5")},
     "no_fc6": Row("fc6", "NO_FC6"),
     "bias_0": Row("biases above 0 at first", "BIAS_0"),
@@ -74,6 +74,7 @@ ROWS = {
 """The rows by the names of their runs, in the order of the table."""
 TEN_VIEWS = Row("all views but the central", paper=(39.0 - 37.5, 18.3 - 17.0))  # ILSVRC-2010, table 1, section 4.1
 LEVEL = 0.05
+POWER = 0.8
 
 
 def run(setting: Setting) -> str | None:
@@ -85,9 +86,12 @@ def applies(name: str, config: ConfigDict) -> bool:
     """Whether this row changes the run of a config."""
     row, flat = ROWS[name], config_lib.flatten(config)
     architecture = architecture_of(row, config)
+    decays = config.weight_decay > 0 or any(decay > 0 for _, decay in config.weight_decays)
     if name in ("decoupled", "paper_rule"):  # only the form of weight decay that the config does not use
         other = {"decoupled": "paper", "paper_rule": "decoupled"}[name]
-        return config.update_rule == other and config.weight_decay > 0
+        return config.update_rule == other and decays
+    if name == "no_decay":
+        return decays
     if name == "one_gpu" and networks.named(config.architecture)[0].towers == 1:
         return False
     if row.change and networks.exists(architecture):
@@ -125,13 +129,15 @@ def write(setting: Setting, done: Outcomes) -> str:
         errors, count = _errors(setting, done, WHOLE, "one_view")
         rows.append(_row(TEN_VIEWS, count, errors, whole, paired=True))
     tables.plot(setting.folder / "table.png", "costs, in percentage points of top-1 error", marks)
-    header = ["left out", "paper: costs", "seeds", "top-1", "costs top-1", "top-5", "costs top-5", "beside the paper"]
+    header = ["left out", "paper: costs", "seeds", "top-1", "costs top-1", "visible from", "top-5", "costs top-5"]
+    header.append("beside the paper")
     return tables.write(setting.folder / "table", header, rows, BELOW)
 
 
 BELOW = f"""Errors in %, costs in percentage points: means over seeds ± their standard errors. The paper's costs are
 above 0. A cost here "agrees" if it is above 0 and "contradicts" if it is below 0, by a t-test at {100 * LEVEL:g}%. If a
-cost is really 0, the test distinguishes it from 0 by chance in one of twenty cases.
+cost is really 0, the test distinguishes it from 0 by chance in one of twenty cases. If a cost is really as large as the
+number under "visible from", the test distinguishes it from 0 in {100 * POWER:g} of 100 cases.
 """
 
 
@@ -151,17 +157,21 @@ def _cost(errors, whole, paired=False):
 
 def _row(row, count, errors, whole, paired=False):
     if not len(errors):
-        return [row.words, row.says(), count, "", "", "", "", ""]
+        return [row.words, row.says(), count, "", "", "", "", "", ""]
     top1, top5 = (tables.Mean.of(column) for column in errors.T)
     if whole is None or not len(whole):
-        return [row.words, row.says(), count, top1, "", top5, "", ""]
+        return [row.words, row.says(), count, top1, "", "", top5, "", ""]
     costs = _cost(errors, whole, paired)
     beside = verdict(errors[:, 0], whole[:, 0], paired) if row.says() else ""
-    return [row.words, row.says(), count, top1, costs[0], top5, costs[1], beside]
+    visible = visible_from(errors[:, 0], whole[:, 0], paired)
+    visible = "" if math.isnan(visible) else f"{visible:.1f}"
+    return [row.words, row.says(), count, top1, costs[0], visible, top5, costs[1], beside]
 
 
 def verdict(errors: np.ndarray, whole: np.ndarray, paired: bool = False) -> str:
-    """Compares a cost with the paper's, which is above 0: by Welch's t-test, or by Student's t-test if paired.
+    """Compares a cost with the paper's, which is above 0: by Student's t-test.
+
+    It takes the spread of the seeds as equal in both groups: few seeds cannot tell two spreads.
 
     Args:
       errors, whole: (n,) and (m,) errors of the seeds without the idea and with it.
@@ -172,15 +182,32 @@ def verdict(errors: np.ndarray, whole: np.ndarray, paired: bool = False) -> str:
     """
     if min(len(errors), len(whole)) < 2:
         return ""
-    cost = errors.mean() - whole.mean()
-    groups = (errors - whole, np.zeros_like(whole)) if paired else (errors, whole)
-    if max(np.ptp(group) for group in groups) < 1e-9:  # all values are equal
-        p = float(abs(cost) < 1e-9)
-    elif paired:
-        p = stats.ttest_1samp(groups[0], 0).pvalue
-    else:
-        facts = [fact for group in groups for fact in (group.mean(), group.std(ddof=1), len(group))]
-        p = stats.ttest_ind_from_stats(*facts, equal_var=False).pvalue
+    cost, error, freedom = _difference(errors, whole, paired)
+    equal = error < 1e-9  # all values of a group are equal
+    p = float(abs(cost) < 1e-9) if equal else 2 * stats.t.sf(abs(cost) / error, freedom)
     if p >= LEVEL:
         return "not distinguished from 0"
     return "agrees" if cost > 0 else "contradicts"
+
+
+def visible_from(errors: np.ndarray, whole: np.ndarray, paired: bool = False) -> float:
+    """The cost that the test of `verdict` distinguishes from 0 with a probability of POWER; arguments as there.
+
+    The spread that the seeds show is taken as the true one. nan if there are fewer than two seeds.
+    """
+    if min(len(errors), len(whole)) < 2:
+        return math.nan
+    _, error, freedom = _difference(errors, whole, paired)
+    limit = stats.t.isf(LEVEL / 2, freedom)
+    # With a true cost of c standard errors, the test's t has the noncentral t-distribution.
+    c = optimize.brentq(lambda c: stats.nct.sf(limit, freedom, c) - POWER, 0, 10 * limit)
+    return error * c
+
+
+def _difference(errors, whole, paired):
+    """The difference of the means, its standard error, and the degrees of freedom."""
+    if paired:
+        return (errors - whole).mean(), stats.sem(errors - whole), len(errors) - 1
+    freedom = len(errors) + len(whole) - 2
+    variance = sum(((group - group.mean()) ** 2).sum() for group in (errors, whole)) / freedom
+    return errors.mean() - whole.mean(), math.sqrt(variance * (1 / len(errors) + 1 / len(whole))), freedom

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from alexnet_jax import hosts
 from alexnet_jax.data import batches
 from alexnet_jax.errors import UsageError
 from alexnet_jax.evaluation import ensemble
@@ -39,6 +40,7 @@ DIMENSIONS, COMPONENTS = 64, 64  # numbers in a descriptor after PCA; Gaussians 
 REGIONS = 4  # the whole image and three stripes
 SAMPLE = 200_000  # number of descriptors that PCA and mixture are computed from
 BLOCK = 1000  # images in a file of vectors
+FEWEST = 20  # training images; the SVM's C is chosen on a tenth of them
 COSTS = (0.1, 1.0, 10.0)  # values for the SVM's C; the best on a tenth of the training set is used
 INSTALL = 'pip install "alexnet-jax[experiments]"'
 PAPER = {"ILSVRC-2010 test, SIFT + FVs": (45.7, 25.7), "ILSVRC-2012 test, SIFT + FVs": (None, 26.2)}
@@ -86,6 +88,11 @@ def run(setting: Setting) -> str:
         if not mine:
             raise UsageError(f"another process works in {folder}. Wait for it, or give another --workdir.")
         data = setup.open_data(config)
+        if len(data.train) < FEWEST or (data.num_classes or 2) < 2:
+            raise UsageError(
+                f"{data.train.name} has {len(data.train)} images of {data.num_classes} classes; accepted are {FEWEST} "
+                "or more, of two classes or more. Give more of them (--config.train_split)."
+            )
         _check_room(len(data.train), len(data.evaluation), folder)
         found = [_errors(data, config, config.seed + seed, folder / f"seed{seed}") for seed in range(setting.seeds)]
     top1, top5 = (tables.Mean.of([errors[kind] for errors in found]) for kind in ("top1_error", "top5_error"))
@@ -221,7 +228,7 @@ def _vectors(source, config, vocabulary, folder):
     """The Fisher vectors of a split, (N, D) float32, saved in blocks; and its labels."""
     folder.mkdir(exist_ok=True)
     starts = range(0, len(source), BLOCK)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, tqdm(total=len(starts), desc=folder.name) as bar:
+    with ThreadPoolExecutor(hosts.cores()) as pool, tqdm(total=len(starts), desc=folder.name) as bar:
         for start in starts:
             path = folder / f"{start:08d}.npz"
             if not path.exists():

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax import hosts
 from alexnet_jax.errors import UsageError
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import read_json, write_whole
 from alexnet_jax.training import loop, setup
 
 OUTCOME = "outcome.json"
@@ -41,6 +41,7 @@ class Setting:
       seeds: number of runs that differ only by their seed.
       folder: folder of the experiment; each run has a folder with its name there.
       pretrain: the data set on which six_conv trains first.
+      only: the names of the runs to make, without -seedN; empty for all.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Setting:
     seeds: int
     folder: Path
     pretrain: str = ""
+    only: tuple[str, ...] = ()
 
     def trial(self, name: str, changes: dict | None = None, *, seed: int, **rest) -> Trial:
         """A run with this config and changes by dotted names. `seed` is added to the config's own seed."""
@@ -79,16 +81,17 @@ def carry_out(
       The table; None after SIGTERM, with the current run saved.
 
     Raises:
-      UsageError: before the first run, if a run cannot be made, or if the folder belongs to another experiment.
+      UsageError: before the first run, if a run cannot be made, if `only` has a name that is not a run's, or if the
+        folder belongs to another experiment.
       KeyboardInterrupt: after Ctrl-C, with the current run saved.
     """
     folder, waiting = setting.folder, False
     claim(setting)
-    _check(setting, plan(setting, outcomes(folder)))
+    _check(setting, _chosen(setting, plan(setting, outcomes(folder))))
     with hosts.Sigterm() as sigterm:
         while not sigterm.check():
             done = outcomes(folder)
-            trials = plan(setting, done)
+            trials = _chosen(setting, plan(setting, done))
             left = [trial for trial in trials if trial.name not in done]
             if not left:
                 return _write(setting, write)
@@ -124,7 +127,8 @@ def make(trial: Trial, folder: Path) -> dict | None:
 
 def outcomes(folder: Path) -> Outcomes:
     """The outcomes of all finished runs."""
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{OUTCOME}"))}
+    advice = "Remove it: the run is then evaluated again."
+    return {path.parent.name: read_json(path, dict, advice) for path in sorted(folder.glob(f"*/{OUTCOME}"))}
 
 
 def results(done: Outcomes, names: list[str]) -> tuple[list[dict], str]:
@@ -147,13 +151,27 @@ def claim(setting: Setting) -> None:
     with alone(setting.folder, wait=True):
         if not path.exists():
             write_whole(path, json.dumps(asked, indent=2) + "\n")
-    before = json.loads(path.read_text())
-    for name in asked.keys() | before.keys():
+    found = read_json(path, dict, "Give another --workdir.")
+    before = json.loads(json.dumps(config_lib.with_newer(found, "--config.")))
+    for name in asked.keys() | found.keys():
         if asked.get(name) != before.get(name):
             raise UsageError(
                 f"{setting.folder} holds an experiment with {name}={before.get(name)}, but this one has "
                 f"{name}={asked.get(name)}. Give the same value to continue it, or give another --workdir."
             )
+
+
+def _chosen(setting, trials):
+    """The runs that the user chose; UsageError if a name is not that of any run."""
+    if not setting.only:
+        return trials
+    names = {trial.name.rpartition("-seed")[0] for trial in trials}
+    if unknown := set(setting.only) - names:
+        raise UsageError(
+            f"--only names {', '.join(sorted(unknown))}, but this experiment has the runs {', '.join(sorted(names))}. "
+            "Give some of these."
+        )
+    return [trial for trial in trials if trial.name.rpartition("-seed")[0] in setting.only]
 
 
 def _check(setting, trials):
@@ -179,7 +197,7 @@ def alone(folder: Path, *, wait: bool = False):
     With `wait`, it first waits until this process owns it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:  # released when the process ends, for any reason
+    with (folder / ".claim").open("w") as file:  # released when the process ends, for any reason
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,8 +6,6 @@ from alexnet_jax.experiments.runs import Outcomes, Setting, Trial
 CONFIG = "configs/quickstart.py"
 DEFAULTS = ("--config.report=false",)
 SEEDS = 3
-NETWORKS = {"": None}
-"""By the ending of the architecture's name: the paper's top-1 error in %, or None."""
 
 
 def run(setting: Setting) -> str | None:
@@ -15,21 +13,24 @@ def run(setting: Setting) -> str | None:
     return runs.carry_out(setting, plan, write)
 
 
-def plan(setting: Setting, _: Outcomes, endings=NETWORKS) -> list[Trial]:
-    """Every network with the first seed, then with the next, and so on."""
-    architecture = setting.config.architecture
+def plan(setting: Setting, _: Outcomes, networks: dict[str, float | None] | None = None) -> list[Trial]:
+    """Every network with the first seed, then with the next, and so on.
+
+    Args:
+      setting: as in runs.
+      networks: the paper's top-1 error in %, or None, by the network's name; default: the config's network.
+    """
     return [
-        setting.trial(architecture + ending, {"architecture": architecture + ending}, seed=seed)
+        setting.trial(name, {"architecture": name}, seed=seed)
         for seed in range(setting.seeds)
-        for ending in endings
+        for name in networks or {setting.config.architecture: None}
     ]
 
 
-def write(setting: Setting, done: Outcomes, endings=NETWORKS) -> str:
-    """Writes the table of errors, and a plot; returns the table as text."""
+def write(setting: Setting, done: Outcomes, networks: dict[str, float | None] | None = None) -> str:
+    """Writes the table of errors, and a plot; returns the table as text. Arguments as in plan."""
     rows, marks = [], []
-    for ending, paper in endings.items():
-        name = setting.config.architecture + ending
+    for name, paper in (networks or {setting.config.architecture: None}).items():
         outcomes, count = runs.results(done, [f"{name}-seed{seed}" for seed in range(setting.seeds)])
         for views in ("one_view", "ten_views"):
             errors = [o[views] for o in outcomes if views in o]

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from alexnet_jax import files
 from alexnet_jax.errors import UsageError
+from alexnet_jax.files import local
 from alexnet_jax.inspection import retrieve
 from alexnet_jax.inspection.features import Index
 
@@ -31,6 +32,8 @@ STEPS, BATCH, RATE = 3000, 256, 1e-3  # for Adam; the learning rate falls to 0 a
 SHORTLIST = 100  # number of images with the nearest codes; the nearest features are searched among them
 
 _BLOCK = 2**14  # codes that are sent to the devices at a time
+_COUNTED = 2**21  # places for indices that FAISS gets at a time, 16 MB, which stay in a CPU's cache
+_SPARE = 32  # codes that FAISS finds besides twice the number of those wanted
 _SAMPLE = 2**12  # features from which mean and scale are computed
 _ENCODER = ("mean", "scale", "hidden_kernel", "hidden_bias", "code_kernel", "code_bias")
 
@@ -120,8 +123,40 @@ def nearest(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray,
     Returns:
       Numbers of different bits (Q, k) int32, in rising order, and indices (Q, k) int32.
     """
+    k = min(k, len(codes))
+    if not retrieve.faiss_on_cpu():
+        return _by_devices(queries, codes, k)
+    distances, indices, sure = _by_faiss(queries, codes, k)
+    if not sure.all():
+        distances[~sure], indices[~sure] = _by_devices(queries[~sure], codes, k)
+    return distances, indices
+
+
+def _by_faiss(queries, codes, k):
+    """As nearest, and for each query whether that is sure.
+
+    FAISS does not promise an order of equal codes, nor which of them it finds. So it is asked for more than k. If the
+    last one differs in more bits than the k-th, all that are equal to the k-th have been found.
+    """
+    import faiss
+
+    candidates = min(2 * k + _SPARE, len(codes))
+    queries, codes = (np.ascontiguousarray(rows) for rows in (queries, codes))
+    step = max(1, _COUNTED // ((8 * codes.shape[1] + 1) * candidates))
+    parts = [
+        faiss.knn_hamming(queries[start : start + step], codes, candidates, variant="mc")
+        for start in range(0, len(queries), step)
+    ]
+    distances, indices = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    keys = np.sort(distances.astype(np.int64) << 32 | indices, axis=1)  # one sort for both
+    distances = (keys >> 32).astype(np.int32)
+    sure = (distances[:, -1] > distances[:, k - 1]) | (candidates == len(codes))
+    return distances[:, :k], (keys[:, :k] & (2**32 - 1)).astype(np.int32), sure
+
+
+def _by_devices(queries, codes, k):
     queries, codes = (np.ascontiguousarray(rows).view(np.uint32) for rows in (queries, codes))
-    distances, indices = retrieve.least(_HAMMING, queries, codes, min(k, len(codes)), _BLOCK)
+    distances, indices = retrieve.least(_HAMMING, queries, codes, k, _BLOCK)
     return distances.astype(np.int32), indices
 
 
@@ -218,7 +253,7 @@ def read(path: str | Path, index: Index) -> tuple[np.ndarray, Encoder]:
     Raises:
       UsageError: if the file does not exist, is not a complete file of codes, or holds codes of other features.
     """
-    path = Path(path).expanduser()
+    path = local(path, "the file of codes")
     how = f"`python -m alexnet_jax codes --index={index.path} --output={path}`"
     if not path.is_file():
         raise UsageError(f"{path} does not exist. Make it with {how}.")

@@ -18,6 +18,7 @@ from alexnet_jax.convert import Weights
 from alexnet_jax.data.sources import Source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.evaluation.trained import Trained, check_layer
+from alexnet_jax.files import local
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 
@@ -139,7 +140,7 @@ def read(path: str | Path) -> Index:
     Raises:
       UsageError: if the file does not exist, or is not a complete file of features.
     """
-    path = Path(path).expanduser()
+    path = local(path, "the index")
     if not path.is_file():
         raise UsageError(f"{path} does not exist. Make it with `python -m alexnet_jax features --output={path}`.")
     try:
@@ -158,7 +159,10 @@ def read(path: str | Path) -> Index:
             f"`python -m alexnet_jax features --output={path}`."
         ) from error
     if not len(index.vectors) == len(index.labels) == len(index.where):
-        raise UsageError(f"{path} has {len(index.vectors)} features and {len(index.labels)} labels. Make it again.")
+        raise UsageError(
+            f"{path} has {len(index.vectors)} features, {len(index.labels)} labels and {len(index.where)} names of "
+            f"images. Make it again with `python -m alexnet_jax features --output={path}`."
+        )
     return index
 
 

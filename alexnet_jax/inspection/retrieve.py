@@ -1,7 +1,6 @@
 """Exact nearest neighbours (paper, section 6.1) on all devices of this machine; vectors may be larger than memory."""
 
 import functools
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -12,9 +11,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
+from alexnet_jax import hosts
+
 # Vectors that are sent to the devices at a time. They are so few that a CPU can use the memory of their scores again.
 BLOCK = 2**12
 QUERIES = 2**11  # queries at a time: their scores for a block are 34 MB
+# Vectors that FAISS gets at a time. From 10,000 on, it uses all cores for their lengths, and for a single query.
+FAISS_BLOCK = 2**14
 
 _GROUP = 32  # neighbouring scores; the smallest of each group is examined first
 _SPARE = 16  # number of candidates minus number of neighbours
@@ -24,19 +27,19 @@ _PART = 2**8  # vectors that are compared in float64 at a time
 def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Finds the k nearest vectors by Euclidean distance, exactly, in float64; of equal ones, the lower index is first.
 
-    The devices compute |x|^2 - 2 q.x in float32 and subtract the largest possible rounding error. So they have a lower
-    bound for each distance, and keep the vectors with the smallest bounds as candidates. The distances of the
-    candidates are then computed from differences in float64. All other vectors are farther away than the last
-    candidate's bound. If the k-th neighbour of a query is not nearer than that bound, because many vectors are equally
-    near, the query is repeated with four times as many candidates. The mean of the repeated queries is then subtracted
-    from q and x, which makes the rounding errors smaller if all vectors are alike.
+    A first pass in float32, by FAISS or by the devices, finds candidates and a lower bound for each distance: what
+    float32 gives, minus the largest possible rounding error. The distances of the candidates are then computed from
+    differences in float64. All other vectors are farther away than the last candidate's bound. If the k-th neighbour of
+    a query is not nearer than that bound, because many vectors are equally near, the query is repeated with four times
+    as many candidates. The mean of the repeated queries is then subtracted from q and x, which makes the rounding
+    errors smaller if all vectors are alike.
 
-    This is exact if a device adds float32 products in float32, in any order, and nothing overflows.
+    This is exact if float32 products are added in float32, in any order, and nothing overflows.
 
     Args:
       queries: (Q, D) float32, finite.
       vectors: (N, D) float32 or bfloat16, finite: anything that can be sliced like a NumPy array, such as a
-        memory-mapped file. They are sent in blocks; while the devices compare one block, the next one is sent.
+        memory-mapped file. They are read in blocks; while the devices compare one block, the next one is sent.
       k: number of neighbours; if N is smaller, N.
 
     Returns:
@@ -44,19 +47,80 @@ def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarra
     """
     count, k = len(vectors), min(k, len(vectors))
     squares, indices = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
-    unsure, candidates = np.arange(len(queries)), min(k + _SPARE, count)
-    score, center = Partial(lower_bounds), np.float64(0)
+    unsure, candidates, center = np.arange(len(queries)), min(k + _SPARE, count), None
+    first_pass = by_faiss if faiss_on_cpu() else by_devices
     while len(unsure):
         asked = queries[unsure]
-        bounds, found = least(score, asked, vectors, candidates, BLOCK)
-        bounds = bounds + np.square(asked - center).sum(1, keepdims=True)  # of |q - x|^2
+        bounds, found = first_pass(asked, vectors, candidates, center)
         squares[unsure], indices[unsure] = among(asked, vectors, found, k, bounds)
         unsure = unsure[(squares[unsure, -1] >= bounds[:, -1]) & (candidates < count)]
         candidates = min(4 * candidates, count)
         if len(unsure):
-            center = queries[unsure].mean(0).astype(np.float32).astype(np.float64)
-            score = Partial(lower_bounds, center=jnp.asarray(center, jnp.float32))
+            center = queries[unsure].mean(0, dtype=np.float64).astype(np.float32)
     return np.sqrt(squares), indices
+
+
+def faiss_on_cpu() -> bool:
+    """Returns whether FAISS searches: it is installed, and JAX computes on a CPU, where FAISS is faster than JAX."""
+    if jax.default_backend() != "cpu":
+        return False
+    try:
+        import faiss  # noqa: F401 - only here, because few need it
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def by_faiss(
+    queries: np.ndarray, vectors: np.ndarray, k: int, center: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the k vectors with the smallest distances that FAISS computes in float32, and bounds for the true ones.
+
+    FAISS takes |q - x|^2 from differences, or from |q|^2 + |x|^2 - 2 q.x, which cancel. Either way its error is at most
+    _rounding(D) (|q| + |x|)^2. The length of a vector that was left out is not known. But let T be FAISS's value for a
+    candidate, and x a vector for which FAISS found T or more. Then |q - x|^2 is T or more, which needs no bound, or
+    |x| < |q| + sqrt(T), and its error is at most _rounding(D) (2 |q| + sqrt(T))^2.
+
+    Args:
+      queries, vectors: as in nearest.
+      k: number of candidates, at most N.
+      center: (D,) float32, which is first subtracted from q and x, or None.
+
+    Returns:
+      Lower bounds (Q, k) float64, the j-th for the squared distances of the j-th candidate and of all that follow it or
+      were left out; and the indices of the candidates (Q, k) int64.
+    """
+    import faiss
+
+    def moved(rows):
+        with np.errstate(over="ignore"):
+            return rows if center is None else rows - center
+
+    best, asked = faiss.ResultHeap(len(queries), k), moved(queries)
+    for start in range(0, len(vectors), FAISS_BLOCK):
+        block = np.asarray(vectors[start : start + FAISS_BLOCK]).astype(np.float32, copy=False)
+        squares, places = faiss.knn(asked, moved(block), min(k, len(block)))
+        best.add_result(squares, places + start)
+    best.finalize()
+    squares, found = best.D.astype(np.float64), best.I
+    lengths = np.sqrt(np.square(moved(queries.astype(np.float64))).sum(1, keepdims=True))
+    spans = np.square(2 * lengths + np.sqrt(squares))
+    width, largest, tiny = queries.shape[1], np.finfo(np.float32).max, np.finfo(np.float32).tiny
+    bounds = squares - _rounding(width) * spans - 8 * width * tiny  # the last term as in lower_bounds
+    # Nothing is known of values that overflow; FAISS leaves them out. So all vectors become candidates in the end.
+    missing = (found < 0).any(1, keepdims=True)
+    bounds[missing | ~(spans < largest / 2)] = -np.inf
+    return bounds, np.where(missing, np.arange(k), found)
+
+
+def by_devices(
+    queries: np.ndarray, vectors: np.ndarray, k: int, center: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As by_faiss, but candidates are the k vectors with the smallest bounds, which the devices compute."""
+    score = Partial(lower_bounds) if center is None else Partial(lower_bounds, center=jnp.asarray(center))
+    bounds, found = least(score, queries, vectors, k, BLOCK)
+    center = np.float64(0) if center is None else center.astype(np.float64)
+    return bounds + np.square(queries - center).sum(1, keepdims=True), found  # of |q - x|^2
 
 
 def among(
@@ -68,8 +132,8 @@ def among(
       queries, vectors: as in nearest.
       candidates: (Q, C) integers, the indices of each query's candidates; C is k or more.
       k: number of neighbours.
-      bounds: (Q, C) lower bounds of the candidates' squared distances, in rising order, or None. With bounds, a
-        candidate after the first k is only read if its bound is not above the largest distance of the first k.
+      bounds: (Q, C) lower bounds of the candidates' squared distances, or None. With bounds, a candidate after the
+        first k is only read if its bound is not above the largest distance of the first k.
 
     Returns:
       Squared distances (Q, k) float64 and indices (Q, k) int64.
@@ -83,7 +147,7 @@ def among(
         order = np.lexsort((own, squares))[:k]
         return squares[order], own[order]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(hosts.cores()) as pool:
         bounds = [None] * len(queries) if bounds is None else bounds
         squares, indices = zip(*pool.map(of_query, queries, candidates, bounds), strict=True)
     return np.stack(squares), np.stack(indices)
@@ -102,10 +166,8 @@ def _squared_distances(query, vectors, indices):
 def lower_bounds(queries, vectors, center=None):
     """Lower bounds of |x|^2 - 2 q.x, in float32; a center, if given, is first subtracted from q and x.
 
-    Rounding changes a sum of D products, added in any order, by at most D u / (1 - D u) times the sum of their absolute
-    values, with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). The sum of the
-    absolute values is at most |q| |x|. The bound allows sixteen more roundings, for the steps around the sum. The last
-    term is for products that are too small for float32.
+    The sum of the absolute values of the products is at most |q| |x|; see _rounding. The last term is for products that
+    are too small for float32.
 
     Args:
       queries: (Q, D) float32.
@@ -117,15 +179,24 @@ def lower_bounds(queries, vectors, center=None):
     """
     width = queries.shape[1]
     vectors = vectors.astype(jnp.float32)
-    if center is not None:  # two of the sixteen roundings
+    if center is not None:
         queries, vectors = queries - center, vectors - center
     products = jnp.einsum("qd,bd->qb", queries, vectors, precision=lax.Precision.HIGHEST)
     of_queries, of_vectors = (jnp.square(rows).sum(1) for rows in (queries, vectors))
-    relative = (width + 16) * 2.0**-24
-    relative /= 1 - 2 * relative
     lengths = jnp.sqrt(of_queries)[:, None] * jnp.sqrt(of_vectors)  # (Q, B)
-    slack = relative * (of_vectors + 2 * lengths) + 8 * width * jnp.finfo(jnp.float32).tiny
+    slack = _rounding(width) * (of_vectors + 2 * lengths) + 8 * width * jnp.finfo(jnp.float32).tiny
     return of_vectors - 2 * products - slack
+
+
+def _rounding(width):
+    """How much float32 changes a sum of `width` products at most, relative to the sum of their absolute values.
+
+    Rounding changes a sum of D products, added in any order, by at most D u / (1 - D u) times the sum of their absolute
+    values, with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). Sixteen more roundings
+    are allowed, for the steps around the sum; subtracting a center takes up to four of them.
+    """
+    relative = (width + 16) * 2.0**-24
+    return relative / (1 - 2 * relative)
 
 
 def least(score: Partial, queries: np.ndarray, rows: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:

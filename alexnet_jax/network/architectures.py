@@ -45,6 +45,22 @@ class Conv:
 
 
 @dataclasses.dataclass(frozen=True)
+class Local:
+    """A locally connected layer: as Conv, but each place of the output has kernels and biases of its own.
+
+    Source: the 2012 program's "local" layers, which the paper's networks for CIFAR-10 have (section 3.3, footnote 3).
+    """
+
+    maps: int
+    size: int
+    stride: int = 1
+    padding: int | tuple[int, int] = 0
+    sees: Literal["own", "all"] = "own"
+    bias: float = 0.0
+    std: float | Literal["fan_in"] = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
 class Dense:
     """Fully connected layer with `units` neurons in all towers together; the other fields as in Conv."""
 
@@ -155,10 +171,13 @@ class RBF:
 
 
 Layer = (
-    Input | Conv | Dense | ReLU | Tanh | LRN | SameMapLRN | MaxPool | AveragePool | Subsample | Flatten | Dropout | RBF
+    Input
+    | (Conv | Local | Dense)
+    | (ReLU | Tanh | LRN | SameMapLRN | MaxPool | AveragePool | Subsample)
+    | (Flatten | Dropout | RBF)
 )
 Architecture = tuple[Layer, ...]
-WEIGHTED = Conv | Dense | Subsample
+WEIGHTED = Conv | Local | Dense | Subsample
 """The layers that have parameters."""
 
 
@@ -167,9 +186,9 @@ def towers_of(architecture: Architecture) -> int:
     return architecture[0].towers
 
 
-def width(layer: Conv | Dense, towers: int) -> int:
+def width(layer: Conv | Local | Dense, towers: int) -> int:
     """The number of a layer's maps or units in one tower; rounded up if they do not divide evenly (see check)."""
-    return -(-(layer.maps if isinstance(layer, Conv) else layer.units) // towers)
+    return -(-(layer.units if isinstance(layer, Dense) else layer.maps) // towers)
 
 
 def without(architecture: Architecture, which: type | str) -> Architecture:
@@ -269,6 +288,18 @@ def weighted(architecture: Architecture) -> tuple[str, ...]:
     )
 
 
+def _check_numbers(name, layer):
+    for field in ("size", "channels", "maps", "units", "stride", "n"):
+        if getattr(layer, field, 1) < 1:
+            words = "the window must be a positive odd number, such as 5" if field == "n" else "it must be at least 1"
+            raise ValueError(f"{name}: {field} is {getattr(layer, field)}; {words}.")
+    padding = getattr(layer, "padding", 0)
+    if min(padding if isinstance(padding, tuple) else (padding,)) < 0:
+        raise ValueError(f"{name}: padding is {padding}; it must be at least 0.")
+    if isinstance(layer, Dropout) and not 0 <= layer.rate < 1:
+        raise ValueError(f"{name}: rate is {layer.rate}; it must be from 0 up to, not including, 1.")
+
+
 def check(architecture: Architecture) -> None:
     """Raises ValueError unless the layers form a network that can be split into its towers.
 
@@ -276,7 +307,7 @@ def check(architecture: Architecture) -> None:
       Input is the first layer and occurs once; Dense or RBF is the last layer;
       RBF is only the last layer, in a network of one tower;
       Flatten stands between maps and vectors;
-      windows of LRN are odd, and tables fit;
+      windows of LRN are odd, their k is above 0, and tables fit;
       at least one pixel is left after each layer;
       maps and units divide evenly into the towers. The last layer need not: its size is rounded up, and
       the surplus outputs are cut off.
@@ -290,6 +321,7 @@ def check(architecture: Architecture) -> None:
     if isinstance(first.scale, tuple) and len(first.scale) != first.channels:
         raise ValueError(f"input: scale has {len(first.scale)} numbers; accepted is one, or {first.channels}.")
     for position, (name, layer) in enumerate(zip(layer_names(architecture), architecture, strict=True)):
+        _check_numbers(name, layer)
         match layer:
             case Input() if position:
                 raise ValueError(f"{name}: Input must be the first layer and can occur only once.")
@@ -297,10 +329,12 @@ def check(architecture: Architecture) -> None:
                 raise ValueError(f"{name}: RBF must be the last layer, in a network of one tower.")
             case Dense() | RBF() if pixels:
                 raise ValueError(f"{name}: {type(layer).__name__} takes vectors; put Flatten() before it.")
-            case Conv() | LRN() | SameMapLRN() | MaxPool() | AveragePool() | Subsample() if not pixels:
+            case Conv() | Local() | LRN() | SameMapLRN() | MaxPool() | AveragePool() | Subsample() if not pixels:
                 raise ValueError(f"{name}: {type(layer).__name__} takes maps and must stand before Flatten.")
             case LRN(n=n) | SameMapLRN(n=n) if n < 1 or n % 2 == 0:
                 raise ValueError(f"{name}: n is {n}; the window must be a positive odd number, such as 5.")
+            case LRN(k=k) | SameMapLRN(k=k) if not k > 0:
+                raise ValueError(f"{name}: k is {k}; it must be above 0, or activations of 0 are divided by 0.")
             case Conv(table=table) if table is not None and (
                 towers > 1 or len(table) != layer.maps or not all(0 <= i < maps for entry in table for i in entry)
             ):
@@ -308,7 +342,7 @@ def check(architecture: Architecture) -> None:
                     f"{name}: table does not fit; accepted are {layer.maps} entries that name maps from 0 to "
                     f"{maps - 1}, in a network of one tower."
                 )
-            case Conv(size=size, stride=stride, padding=padding):
+            case Conv(size=size, stride=stride, padding=padding) | Local(size=size, stride=stride, padding=padding):
                 pixels = (pixels + (sum(padding) if isinstance(padding, tuple) else 2 * padding) - size) // stride + 1
                 maps = layer.maps
             case MaxPool(size=size, stride=stride, round_up=up) | AveragePool(size=size, stride=stride, round_up=up):
@@ -319,6 +353,6 @@ def check(architecture: Architecture) -> None:
                 pixels = None
         if pixels is not None and pixels < 1:
             raise ValueError(f"{name}: nothing is left of the maps; use a larger Input or smaller windows.")
-        width = layer.maps if isinstance(layer, Conv) else layer.units if isinstance(layer, Dense) else towers
-        if width % towers and position < len(architecture) - 1:
-            raise ValueError(f"{name}: {width} maps or units do not divide into {towers} towers.")
+        outputs = layer.maps if isinstance(layer, Conv | Local) else layer.units if isinstance(layer, Dense) else towers
+        if outputs % towers and position < len(architecture) - 1:
+            raise ValueError(f"{name}: {outputs} maps or units do not divide into {towers} towers.")

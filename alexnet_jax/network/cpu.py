@@ -170,7 +170,8 @@ def _in_blocks(x, stride):
 def _kernel_at_points(kernel):
     """Computes G g G': (r, r, C, O) -> a list of r + 1 rows, each a list of r + 1 arrays (C, O)."""
     _, values, _ = _matrices(len(kernel))
-    g = jnp.einsum("ia,jb,abco->ijco", values, values, kernel).astype(kernel.dtype)
+    values = values.astype(kernel.dtype)  # a new array: JAX would go on with its float32 copy of the old one
+    g = jnp.einsum("ia,jb,abco->ijco", values, values, kernel)
     return [list(row) for row in g]  # one array for each element, so that each adds up its own gradient
 
 

@@ -1,7 +1,8 @@
 """The network (paper, section 3): one Flax module that computes any architecture.
 
 The first axis of every parameter is the tower: kernels have shape (T, h, w, C, O/T), dense
-weights (T, I, O/T), biases (T, O/T). Activations are a list with one array for each tower.
+weights (T, I, O/T), biases (T, O/T); those of locally connected layers have the place, (H', W'), behind the tower.
+Activations are a list with one array for each tower.
 """
 
 import functools
@@ -23,6 +24,7 @@ from alexnet_jax.network.architectures import (
     Dropout,
     Flatten,
     Input,
+    Local,
     MaxPool,
     ReLU,
     SameMapLRN,
@@ -38,11 +40,13 @@ class AlexNet(nn.Module):
       architecture: tuple of layers, as in architectures.py.
       dtype: type of the activations; parameters are float32, logits too unless dtype is float64.
       placement: how weights and images are split over devices, for calls under towers.spread.
+      natural: whether JAX can differentiate it in every way, not only backward, as in layers; gradients then cost more.
     """
 
     architecture: architectures.Architecture
     dtype: jnp.dtype = jnp.float32
     placement: towers.Placement = towers.ONE_DEVICE
+    natural: bool = False
 
     @nn.compact
     def __call__(self, images, *, train=False, index=None):
@@ -75,20 +79,20 @@ class AlexNet(nn.Module):
                 case Input():
                     hs = [_image(images, layer, self.dtype)] * (count // place.copies)  # each tower sees it
                     continue
-                case Conv() | Dense():
+                case Conv() | Local() | Dense():
                     local, outputs = place.local_shape(layer, count)
                     before, split = split, place.splits(layer, count)
                     if layer.sees == "all" or before:
                         with jax.named_scope(f"into_{name}"):
                             joined = place.join(hs, before, split)
                         hs = [joined] * local if layer.sees == "all" else jnp.split(joined, local, -1)
-                    hs = _Weights(layer, local, outputs, self.dtype, name=name)(hs)
+                    hs = _Weights(layer, local, outputs, self.dtype, self.natural, name=name)(hs)
                 case Subsample():
                     hs = _Subsample(layer, self.dtype, name=name)(hs)
                 case LRN(sees="all"):
                     with jax.named_scope(f"into_{name}"):
                         joined = place.join(hs, False, False)
-                    hs = place.own(_within_a_tower(layer, joined), len(hs))
+                    hs = place.own(_within_a_tower(layer, joined, self.natural), len(hs))
                 case Dropout() if train:
                     key = self.make_rng("dropout")
                     tower, *neurons = place.neurons(hs, split)
@@ -99,7 +103,7 @@ class AlexNet(nn.Module):
                     hs, split = [_minus_distances(place.join(hs, split, False), layer)], False
                 case _:
                     with jax.named_scope(name):
-                        hs = [_within_a_tower(layer, h) for h in hs]
+                        hs = [_within_a_tower(layer, h, self.natural) for h in hs]
             self.sow("intermediates", f"{name}_output", towers.concatenate(hs))
         with jax.named_scope("into_logits"):
             logits = place.join(hs, split, False)
@@ -117,32 +121,40 @@ def param_specs(network: AlexNet) -> dict[str, dict[str, jax.sharding.PartitionS
 
 
 class _Weights(nn.Module):
-    """A Conv or Dense layer of the towers on this device."""
+    """A Conv, Local or Dense layer of the towers on this device."""
 
-    layer: Conv | Dense
+    layer: Conv | Local | Dense
     local: int
     outputs: int  # of one tower
     dtype: jnp.dtype
+    natural: bool
 
     @nn.compact
     def __call__(self, hs):
         layer, inputs = self.layer, hs[0].shape[-1]
-        window = (layer.size, layer.size) if isinstance(layer, Conv) else ()
-        shape = (self.local, *window, inputs, self.outputs)
+        window = () if isinstance(layer, Dense) else (layer.size, layer.size)
+        places = layers.places(hs[0], layer.size, layer.stride, layer.padding) if isinstance(layer, Local) else ()
+        shape = (self.local, *places, *window, inputs, self.outputs)
         if tabled := isinstance(layer, Conv) and layer.table is not None:
             seen = [(i, o) for o, entry in enumerate(layer.table) for i in entry]
             shape = (self.local, *window, len(seen))  # one kernel for each connection in the table
-        std = math.sqrt(2 / (math.prod(shape[1:]) / self.outputs)) if layer.std == "fan_in" else layer.std
-        kernel = self.param("kernel", nn.initializers.normal(std), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.constant(layer.bias), (self.local, self.outputs)).astype(self.dtype)
+        weights = math.prod(shape[1:]) / math.prod(places) / self.outputs  # of a kernel
+        std = math.sqrt(2 / weights) if layer.std == "fan_in" else layer.std
+        kernel = self.param("kernel", nn.initializers.normal(std), shape, jnp.float32).astype(self.dtype)
+        constant = nn.initializers.constant(layer.bias)
+        bias = self.param("bias", constant, (self.local, *places, self.outputs), jnp.float32).astype(self.dtype)
         if tabled:
             whole = jnp.zeros((self.local, *window, inputs, self.outputs), self.dtype)
             kernel = whole.at[..., *jnp.array(seen).T].set(kernel)
         if isinstance(layer, Dense):
             # One product for all towers: separating the kernel of each tower would copy it.
             return list(jnp.stack(hs) @ kernel + bias[:, None])  # (N, units/T)
-        convolve = functools.partial(layers.convolution, stride=layer.stride, padding=layer.padding)
-        return [convolve(h, kernel[t]) + bias[t] for t, h in enumerate(hs)]  # (N, H', W', maps/T)
+        if isinstance(layer, Local):
+            convolve = functools.partial(layers.locally_connected, stride=layer.stride, padding=layer.padding)
+            return [convolve(h, kernel[t]) + bias[t] for t, h in enumerate(hs)]  # (N, H', W', maps/T)
+        how = {"stride": layer.stride, "padding": layer.padding, "natural": self.natural}
+        convolve = functools.partial(layers.convolution, **how)
+        return [convolve(h, kernel[t]) + bias[t, None, None, None] for t, h in enumerate(hs)]  # (N, H', W', maps/T)
 
 
 class _Subsample(nn.Module):
@@ -154,9 +166,10 @@ class _Subsample(nn.Module):
     @nn.compact
     def __call__(self, hs):
         shape = (len(hs), hs[0].shape[-1])  # one weight and one bias for each map
-        kernel = self.param("kernel", nn.initializers.ones, shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
+        kernel = self.param("kernel", nn.initializers.ones, shape, jnp.float32).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32).astype(self.dtype)
         size = self.layer.size
+        kernel, bias = kernel[:, None, None, None], bias[:, None, None, None]
         return [kernel[t] * layers.average_pool(h, size, size) + bias[t] for t, h in enumerate(hs)]
 
 
@@ -172,22 +185,23 @@ def _image(images, layer, dtype):
             f"images have shape {images.shape}; this network takes (N, {', '.join(map(str, accepted))})"
             + (" or three channels, and then uses their mean." if layer.channels == 1 else ".")
         )
-    return (images if layer.scale == 1 else images * jnp.asarray(layer.scale, images.dtype)).astype(dtype)
+    scale = jnp.asarray(layer.scale, images.dtype).reshape(1, 1, 1, -1)
+    return (images if layer.scale == 1 else images * scale).astype(dtype)
 
 
-def _within_a_tower(layer, h):
+def _within_a_tower(layer, h, natural):
     """The output of a layer without weights for the maps or neurons of one tower, at test time."""
     match layer:
         case ReLU():
-            return layers.relu(h)
+            return layers.relu(h, natural=natural)
         case Tanh(amplitude, slope):
             return amplitude * jnp.tanh(slope * h)
         case LRN(n, k, alpha, beta, average):
-            return layers.local_response_norm(h, n, k, alpha, beta, average=average)
+            return layers.local_response_norm(h, n, k, alpha, beta, average=average, natural=natural)
         case SameMapLRN(n, k, alpha, beta):
-            return layers.same_map_response_norm(h, n, k, alpha, beta)
+            return layers.same_map_response_norm(h, n, k, alpha, beta, natural=natural)
         case MaxPool(size, stride, round_up):
-            return layers.max_pool(h, size, stride, round_up=round_up)
+            return layers.max_pool(h, size, stride, round_up=round_up, natural=natural)
         case AveragePool(size, stride, round_up):
             return layers.average_pool(h, size, stride, round_up=round_up)
         case Flatten():
@@ -199,7 +213,7 @@ def _within_a_tower(layer, h):
 def _minus_distances(h, layer):
     """(N, I) -> (N, K): minus the squared distances to the codes."""
     codes = jnp.array([[1 if pixel == "#" else -1 for pixel in code] for code in layer.codes], h.dtype)  # (K, I)
-    return -jnp.square(h[:, None] - codes).sum(-1)
+    return -jnp.square(h[:, None] - codes[None]).sum(-1)
 
 
 def _drop(key, index, tower, neurons, h, layer):

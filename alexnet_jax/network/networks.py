@@ -14,6 +14,7 @@ from alexnet_jax.network.architectures import (
     Dropout,
     Flatten,
     Input,
+    Local,
     MaxPool,
     ReLU,
     SameMapLRN,
@@ -22,7 +23,7 @@ from alexnet_jax.network.architectures import (
     replace,
     without,
 )
-from alexnet_jax.network.small_networks import CIFAR_FOUR_LAYER, LENET5, QUICKSTART
+from alexnet_jax.network.small_networks import CIFAR_FOUR_LAYER, CUDA_CONVNET, LENET5, QUICKSTART
 
 PAPER: Architecture = (
     Input(224, towers=2),
@@ -243,6 +244,7 @@ def one_gpu(architecture: Architecture) -> Architecture:
 
     Each convolution but the last loses half of its kernels; PAPER becomes ONE_GPU.
     """
+    _check_no_local(architecture)
     last = max(position for position, layer in enumerate(architecture) if isinstance(layer, Conv))
     halved = [
         dataclasses.replace(layer, maps=layer.maps if position == last else layer.maps // 2, sees="own")
@@ -255,9 +257,15 @@ def one_gpu(architecture: Architecture) -> Architecture:
 
 def six_conv(architecture: Architecture) -> Architecture:
     """Adds a convolution like the last one, which sees all maps, after the last pool; PAPER becomes SIX_CONV."""
+    _check_no_local(architecture)
     behind = architecture.index(Flatten())
     last = [layer for layer in architecture if isinstance(layer, Conv)][-1]
     return (*architecture[:behind], dataclasses.replace(last, sees="all"), ReLU(), *architecture[behind:])
+
+
+def _check_no_local(architecture):
+    if any(isinstance(layer, Local) for layer in architecture):
+        raise ValueError("it has locally connected layers, for which this change is not defined.")
 
 
 def fan_in(architecture: Architecture) -> Architecture:
@@ -268,7 +276,9 @@ def fan_in(architecture: Architecture) -> Architecture:
     """
     scale = architecture[0].scale
     return replace(
-        replace(architecture, Conv | Dense, std="fan_in", bias=0.0), Input, scale=1 / 60 if scale == 1.0 else scale
+        replace(architecture, Conv | Local | Dense, std="fan_in", bias=0.0),
+        Input,
+        scale=1 / 60 if scale == 1.0 else scale,
     )
 
 
@@ -276,7 +286,7 @@ def quarter(architecture: Architecture) -> Architecture:
     """A quarter of the maps and neurons, and half the pixels a side; PAPER's pools then give 13, 6 and 2 pixels."""
     narrow = [
         dataclasses.replace(layer, maps=layer.maps // 4)
-        if isinstance(layer, Conv)
+        if isinstance(layer, Conv | Local)
         else dataclasses.replace(layer, units=layer.units // 4)
         if isinstance(layer, Dense)
         else layer
@@ -289,7 +299,7 @@ def _times_std(architecture, factor):
     if any(getattr(layer, "std", None) == "fan_in" for layer in architecture):
         raise ValueError("its initial weights are scaled to the inputs of each layer, and have no std of their own.")
     return tuple(
-        dataclasses.replace(layer, std=factor * layer.std) if isinstance(layer, Conv | Dense) else layer
+        dataclasses.replace(layer, std=factor * layer.std) if isinstance(layer, Conv | Local | Dense) else layer
         for layer in architecture
     )
 
@@ -302,16 +312,14 @@ CHANGES = {
     "NO_DROPOUT": lambda architecture: without(architecture, Dropout),
     "ONE_COLUMN": lambda architecture: replace(architecture, Input, towers=1),  # each kernel sees all maps
     # The network without fc7 would be the same as the one without fc6.
-    **{
-        f"NO_{name.upper()}": functools.partial(without, which=name)
-        for name in ("conv2", "conv3", "conv4", "conv5", "fc6")
-    },
-    "NO_CROSS": lambda architecture: replace(architecture, Conv, sees="own"),  # towers meet in the dense layers only
+    **{f"NO_{n.upper()}": functools.partial(without, which=n) for n in ("conv2", "conv3", "conv4", "conv5", "fc6")},
+    # Towers meet in the dense layers only.
+    "NO_CROSS": lambda architecture: replace(architecture, Conv | Local, sees="own"),
     "ONE_GPU": one_gpu,
     "SIX_CONV": six_conv,
     "FAN_IN": fan_in,
     "QUARTER": quarter,
-    "BIAS_0": lambda architecture: replace(architecture, Conv | Dense, bias=0.0),
+    "BIAS_0": lambda architecture: replace(architecture, Conv | Local | Dense, bias=0.0),
     "STD_HALF": functools.partial(_times_std, factor=0.5),
     "STD_DOUBLE": functools.partial(_times_std, factor=2.0),
 }
@@ -339,6 +347,7 @@ NAMED = {
     "CIFAR_FOUR_LAYER": CIFAR_FOUR_LAYER,
     "CIFAR_FOUR_LAYER_TANH": replace(CIFAR_FOUR_LAYER, ReLU, Tanh()),
     "CIFAR_FOUR_LAYER_LRN": (*CIFAR_FOUR_LAYER[:4], LRN(), *CIFAR_FOUR_LAYER[4:7], LRN(), *CIFAR_FOUR_LAYER[7:]),
+    **CUDA_CONVNET,
     "QUICKSTART": QUICKSTART,
     **ABLATIONS,
 }
@@ -357,12 +366,13 @@ class UnknownNetworkError(ValueError):
 
 
 def named(name: str) -> Architecture:
-    """The network with a name: one of NAMED, or one of these with CHANGES at its end, as in QUICKSTART_NO_LRN.
+    """The network with a name, in any case: one of NAMED, or one of these with CHANGES, as in QUICKSTART_NO_LRN.
 
     Raises:
       UnknownNetworkError: if the name does not have this form.
       ValueError: if this change cannot be made to the network.
     """
+    name = name.upper()
     if name in NAMED:
         return NAMED[name]
     for change, changed in CHANGES.items():

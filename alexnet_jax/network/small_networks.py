@@ -12,8 +12,10 @@ from alexnet_jax.network.architectures import (
     Dropout,
     Flatten,
     Input,
+    Local,
     MaxPool,
     ReLU,
+    SameMapLRN,
     Subsample,
     Tanh,
 )
@@ -79,10 +81,86 @@ CIFAR_FOUR_LAYER: Architecture = (
     Flatten(),
     Dense(10),
 )
-"""The four-layer network for CIFAR-10 of the paper's figure 1 and section 3.3.
+"""The four-layer network for CIFAR-10 of the paper's figure 1, as this project reads it.
 
-The paper gives no details; these are the 2012 program's (its layers-18pct.cfg), without normalization.
+The paper gives no details; these are cuda-convnet's layers-19pct.cfg. No file of cuda-convnet has tanh or names the
+figure.
 """
+
+CIFAR_19PCT: Architecture = CIFAR_FOUR_LAYER
+"""cuda-convnet's layers-19pct.cfg."""
+
+CIFAR_18PCT: Architecture = (
+    *CIFAR_FOUR_LAYER[:4],
+    SameMapLRN(3, alpha=5e-5),
+    *CIFAR_FOUR_LAYER[4:7],
+    SameMapLRN(3, alpha=5e-5),
+    *CIFAR_FOUR_LAYER[7:],
+)
+"""cuda-convnet's layers-18pct.cfg: CIFAR_19PCT with normalization within a map."""
+
+CIFAR_80SEC: Architecture = (
+    *CIFAR_FOUR_LAYER[:-1],
+    Dense(64, std=0.1),
+    ReLU(),
+    Dense(10, std=0.1),
+)
+"""cuda-convnet's layers-80sec.cfg."""
+
+CONV_LOCAL_13PCT: Architecture = (
+    Input(24),
+    Conv(64, 5, padding=2, std=0.0001),
+    ReLU(),
+    MaxPool(3, 2, round_up=True),
+    Conv(64, 5, padding=2),
+    ReLU(),
+    MaxPool(3, 2, round_up=True),
+    Local(32, 3, padding=1, std=0.04),
+    ReLU(),
+    Local(32, 3, padding=1, std=0.04),
+    ReLU(),
+    Flatten(),
+    Dense(10),
+)
+"""The network of section 3.3 without normalization, 13% (footnote 3: cuda-convnet's layers-conv-local-13pct.cfg).
+
+By the paper's way of counting it has five layers, not four.
+"""
+
+_NORM = LRN(9, k=1.0, alpha=0.001, average=True)
+CONV_LOCAL_11PCT: Architecture = (
+    *CONV_LOCAL_13PCT[:4],
+    _NORM,
+    *CONV_LOCAL_13PCT[4:6],
+    _NORM,
+    CONV_LOCAL_13PCT[6],
+    Local(64, 3, padding=1, std=0.04),
+    *CONV_LOCAL_13PCT[8:],
+)
+"""The network of section 3.3 with normalization, 11%: cuda-convnet's layers-conv-local-11pct.cfg.
+
+It differs from CONV_LOCAL_13PCT also in the width of local3, and in the weight decay of its recipe.
+"""
+
+_NORM_OF_5 = LRN(5, k=1.0, alpha=0.001, average=True)
+CONV_LOCAL_11PCT_FIRST: Architecture = (
+    *CONV_LOCAL_13PCT[:3],
+    _NORM_OF_5,
+    *CONV_LOCAL_13PCT[3:6],
+    _NORM_OF_5,
+    *CONV_LOCAL_13PCT[6:],
+)
+"""The first version of CONV_LOCAL_11PCT (2012-03-13): CONV_LOCAL_13PCT with nothing but normalization added."""
+
+CUDA_CONVNET = {
+    "CIFAR_19PCT": CIFAR_19PCT,
+    "CIFAR_18PCT": CIFAR_18PCT,
+    "CIFAR_80SEC": CIFAR_80SEC,
+    "CONV_LOCAL_13PCT": CONV_LOCAL_13PCT,
+    "CONV_LOCAL_11PCT": CONV_LOCAL_11PCT,
+    "CONV_LOCAL_11PCT_FIRST": CONV_LOCAL_11PCT_FIRST,
+}
+"""The networks for CIFAR-10 of cuda-convnet, the paper's own program, by name."""
 
 QUICKSTART: Architecture = (
     Input(28, towers=2),
@@ -110,7 +188,7 @@ QUICKSTART: Architecture = (
     Dropout(0.5),
     Dense(10, std=0.06),
 )
-"""The paper's ideas in a network that trains in one or two minutes on two CPU cores.
+"""The paper's ideas in a network that trains in about a minute on two CPU cores.
 
 Narrow layers need larger initial weights than N(0, 0.01^2); otherwise the signal becomes too small.
 """

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.network.architectures import Architecture, Conv, Dense, Subsample, towers_of, width
+from alexnet_jax.network.architectures import WEIGHTED, Architecture, Conv, Dense, Local, towers_of, width
 
 DATA, TOWER = "data", "tower"
 Kind = Literal["towers", "weird_trick"]
@@ -70,15 +70,15 @@ class Placement:
             and width(layer, towers) % self.mesh.shape[DATA] == 0
         )
 
-    def specs(self, layer: Conv | Dense | Subsample, towers: int) -> dict[str, P]:
-        """How the parameters of a layer are split over the mesh: kernel (T, ..., O/T) and bias (T, O/T)."""
+    def specs(self, layer: WEIGHTED, towers: int) -> dict[str, P]:
+        """How the parameters of a layer are split over the mesh: kernel (T, ..., O/T) and bias (T, ..., O/T)."""
         if self.kind == "towers":
             return {"kernel": P(TOWER), "bias": P(TOWER)}
         if self.splits(layer, towers):
             return {"kernel": P(TOWER, None, DATA), "bias": P(TOWER, DATA)}
         return {"kernel": P(), "bias": P()}
 
-    def local_shape(self, layer: Conv | Dense, towers: int) -> tuple[int, int]:
+    def local_shape(self, layer: Conv | Local | Dense, towers: int) -> tuple[int, int]:
         """The number of a layer's towers on a device, and the number of outputs of each there."""
         data, tower = self.mesh.shape[DATA], self.mesh.shape[TOWER]
         outputs = width(layer, towers)

@@ -58,10 +58,10 @@ def collectives(architecture: Architecture, placement: towers.Placement, batch_s
     size = architecture[0].size
     # Only the network sends data between devices; the other fields do not matter here.
     recipe = Recipe(
-        network=AlexNet(architecture, placement=placement), seed=0, mean_at="crop", crop=False, flip=False, group=1,
-        pca_std=0.0, pca_scale="eigenvalue", pca_rescale=False, pca_steps=0, accumulate=1, learning_rate=0.01,
-        warmup_steps=0, schedule=(), momentum=0.9, weight_decay=0.0, update_rule="decoupled",
-        plateau=(),
+        network=AlexNet(architecture, placement=placement), seed=0, mean_at="crop", crop=False, flip=False,
+        min_area=1.0, group=1, pca_std=0.0, pca_scale="eigenvalue", pca_rescale=False, pca_steps=0, accumulate=1,
+        learning_rate=0.01, warmup_steps=0, end=1, cooldown_steps=0, schedule=(), momentum=0.9, weight_decay=0.0,
+        weight_decays=(), update_rule="decoupled", plateau=(),
     )  # fmt: skip
     state = jax.eval_shape(lambda: init_state(recipe=recipe))
     batch = {

@@ -7,6 +7,7 @@ from absl import logging
 
 from alexnet_jax import convert, hosts
 from alexnet_jax.evaluation.errors import errors_table, views_by_name
+from alexnet_jax.files.copies import copy_of, named
 from alexnet_jax.training import chance, outputs, schedule
 from alexnet_jax.training.setup import Run
 from alexnet_jax.training.step import TrainState
@@ -26,7 +27,7 @@ def conclude(run: Run, state: TrainState, seconds: float, sigterm: hosts.Sigterm
         "examples": errors["one_view"].examples,
         "examples_seen_in_training": int(state.step) * run.config.batch_size,
         "steps": int(state.step),
-        "epochs": round(int(state.step) * run.config.batch_size / len(run.data.train), 4),
+        "epochs": round(float(run.order.epochs(int(state.step) * run.config.batch_size)), 4),
         "left_chance_at_step": int(state.schedule.left_chance) or None,
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
         "seconds": round(seconds, 1),
@@ -45,11 +46,13 @@ def write_report(run):
     from alexnet_jax.inspection import report  # slow to import, and needed once
 
     try:
-        weights = convert.read(run.workdir)  # on all processes, as Orbax requires
-        if jax.process_index() == 0:
+        first = jax.process_index() == 0
+        # On all processes, as Orbax requires; but of a workdir in an object store, process 0 has the last copy.
+        weights = convert.read(run.workdir) if first or not copy_of(run.workdir) else None
+        if first:
             path = report.write(run.workdir, config=run.config, data=run.data, weights=weights)
             hosts.say(f"Wrote: {path}")
     except Exception:  # the run itself is complete
-        again = f"python -m alexnet_jax report --workdir={run.workdir}"
+        again = named(f"python -m alexnet_jax report --workdir={run.workdir}")
         logging.exception("report.html could not be written; %s tries again.", again)
     hosts.together(lambda: None)

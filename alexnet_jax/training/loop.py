@@ -5,21 +5,22 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 from absl import logging
 from clu import parameter_overview, periodic_actions
 
 from alexnet_jax import hosts
+from alexnet_jax.errors import UsageError
 from alexnet_jax.evaluation.errors import Errors
 from alexnet_jax.training import chance, outputs
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.conclude import conclude, write_report
+from alexnet_jax.training.feed import feed
 from alexnet_jax.training.outputs import Journal
-from alexnet_jax.training.pretrained import changes, copy_pretrained
-from alexnet_jax.training.setup import Run, set_up
-from alexnet_jax.training.step import TrainState, adjust_rate, gradient_norm, init_state, train_step
+from alexnet_jax.training.pretrained import changes, copied_in_words, copy_pretrained
+from alexnet_jax.training.setup import Run, begin, open_run
+from alexnet_jax.training.step import TrainState, adjust_rate, gradient_norm, init_state
 
 
 def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict:
@@ -27,26 +28,40 @@ def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict
 
     Args:
       config: ConfigDict as in configs/alexnet.py.
-      workdir: folder for all outputs; created if it does not exist.
+      workdir: folder for all outputs, or an address gs://... or s3://...; created if it does not exist.
       until: called after each evaluation, when its lines are in metrics.jsonl. If it returns True, the run ends.
 
     Returns:
       The contents of result.json; empty if SIGTERM stopped the run (its state is saved).
 
     Raises:
-      UsageError: before any work, if the config, the data or the workdir are not accepted.
+      UsageError: before any work, if the config, the data or the workdir are not accepted; later, if a disk is full, or
+        the workdir is gone (what was saved is kept).
       FloatingPointError: if the loss or the gradient is not finite; the message names the step.
       KeyboardInterrupt: if Ctrl-C stopped the run (its state is saved).
     """
-    workdir = Path(workdir).expanduser()
-    run = set_up(config, workdir)
+    with hosts.workdir(workdir, "run") as folder:
+        run = open_run(config, folder)
+        try:
+            with hosts.alone(folder):
+                return _train(begin(run), until)
+        except OSError as error:
+            raise UsageError(
+                f"{error.filename or workdir}: {error.strerror or error}. Correct that. What was saved is kept; the "
+                "same command resumes the run."
+            ) from error
+
+
+def _train(run: Run, until: Callable[[], bool]) -> dict:
+    config, workdir = run.config, run.workdir
     with Checkpoints(workdir) as checkpoints, hosts.Sigterm() as sigterm:
-        start = checkpoints.latest_step()
-        if start is None:
+        found = checkpoints.restore_newest(run.abstract_state())
+        if found is None:
             state, notes = init_state(recipe=run.recipe), {"seconds": 0.0, "validation_due": False, "begun": ()}
             if run.pretrained is not None:
                 state = copy_pretrained(state, run.pretrained.params, run.recipe)
-                hosts.say(f"Copied all layers but the last from {config.pretrained}.")
+                copied = copied_in_words(run.recipe, run.pretrained.params)
+                hosts.say(f"Copied {copied} from {config.pretrained}.")
                 if changed := changes(run.pretrained.architecture, run.recipe.network.architecture):
                     hosts.say(f"The pretrained network differs: {changed}.")
                 run = dataclasses.replace(run, pretrained=None)  # frees the memory of the weights
@@ -54,8 +69,8 @@ def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict
                 overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
                 logging.info("Parameters:\n%s", overview)
         else:
-            state, notes = run.restore(checkpoints, start)
-            hosts.say(f"Resuming {workdir} after step {start}.")
+            state, notes = found
+            hosts.say(f"Resuming {workdir} after step {int(state.step)}.")
         began = time.monotonic() - notes["seconds"]
         state = fit(run, state, checkpoints, sigterm, notes=notes, began=began, until=until)
         result = {} if sigterm.came else conclude(run, state, time.monotonic() - began, sigterm)
@@ -91,7 +106,7 @@ def fit(
       began: time.monotonic() minus the seconds that the run has already taken.
       until: as in train.
     """
-    start, config, placement = int(state.step), run.config, run.recipe.network.placement
+    start, config = int(state.step), run.config
     progress = outputs.Progress(start=start, stop=run.stop, batch_size=config.batch_size)
     writer = outputs.make_writer(run.workdir, start)
     tell = functools.partial(chance.tell, config, run.chance, progress.say, writer.write_scalars)
@@ -104,9 +119,9 @@ def fit(
                 return state
         if start and run.evaluates(start) and until():  # it was evaluated
             return state
-        for step, batch in enumerate(journal.take(run.batches_from(start)), start + 1):
-            batch = placement.put(batch, config.batch_size)
-            state, metrics = train_step(state, batch, run.statistics, recipe=run.recipe)
+        batches = feed(run, start)
+        for step, batch in journal.take(iter(batches)):
+            state, metrics = batches.advance(state, batch)
             metrics["gradient_norm"] = gradient_norm(metrics.pop("gradient_squares"))
             journal.add(step, metrics)
             if config.profile and jax.process_index() == 0:

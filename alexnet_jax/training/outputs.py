@@ -2,7 +2,6 @@
 
 import collections
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from absl import logging
 from clu import metric_writers
 from tqdm import tqdm
 
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import read_metrics, write_whole
+from alexnet_jax.files.copies import named
 
 
 class JsonLinesWriter(metric_writers.MetricWriter):
@@ -27,7 +27,7 @@ class JsonLinesWriter(metric_writers.MetricWriter):
 
     def __init__(self, path: Path, step: int):
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            lines = [line for line, metrics in read_metrics(path) if metrics["step"] <= step]
             write_whole(path, "".join(line + "\n" for line in lines))
         self._file = path.open("a", buffering=1)
 
@@ -47,13 +47,6 @@ class JsonLinesWriter(metric_writers.MetricWriter):
 
     write_images = write_videos = write_audios = write_texts = _scalars_only
     write_histograms = write_pointcloud = write_summaries = write_hparams = _scalars_only
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # a line that was only partly written
-        return math.inf
 
 
 def make_writer(workdir: Path, step: int) -> metric_writers.MetricWriter:
@@ -92,7 +85,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
         if jax.process_index() == 0:
-            self._bar.write(line, file=sys.stdout)
+            self._bar.write(named(line), file=sys.stdout)
             sys.stdout.flush()
 
     def close(self) -> None:
@@ -125,9 +118,10 @@ class Journal:
             yield batch
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Adds the metrics of a step that may still be running; reads those of the step before.
+        """Adds the metrics of a step that may still be running; reads those that were added before.
 
-        Raises FloatingPointError if those are not finite.
+        The metrics may be those of several steps, along their first axis; `step` is then the last. Raises
+        FloatingPointError if those that are read are not finite.
         """
         self._pending.append((step, metrics))
         self._ready_at = self._watch.submit(_time_when_ready, metrics["loss"])
@@ -139,8 +133,13 @@ class Journal:
         while self._pending:
             self._look(*self._pending.popleft())
 
-    def _look(self, step, metrics):
-        metrics = jax.device_get(metrics)
+    def _look(self, last, metrics):
+        metrics = {name: np.atleast_1d(values) for name, values in jax.device_get(metrics).items()}
+        steps = range(last - len(metrics["loss"]) + 1, last + 1)
+        for k, step in enumerate(steps):
+            self._look_at_one(step, {name: values[k] for name, values in metrics.items()})
+
+    def _look_at_one(self, step, metrics):
         if name := first_not_finite(metrics):
             raise FloatingPointError(
                 f"{name} is not finite at step {step}. The last good checkpoint is kept; start again with a smaller "

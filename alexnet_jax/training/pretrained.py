@@ -7,7 +7,7 @@ import jax
 
 from alexnet_jax.errors import UsageError
 from alexnet_jax.network import architectures
-from alexnet_jax.network.architectures import Conv, Dense
+from alexnet_jax.network.architectures import Conv, Dense, Local
 from alexnet_jax.network.model import param_specs
 from alexnet_jax.training.recipe import Recipe
 from alexnet_jax.training.step import TrainState, init_state
@@ -18,7 +18,7 @@ def changes(before: architectures.Architecture, now: architectures.Architecture)
 
     def of(architecture):  # initial weights do not matter here
         return {
-            name: dataclasses.replace(layer, std=0.0, bias=0.0) if isinstance(layer, Conv | Dense) else layer
+            name: dataclasses.replace(layer, std=0.0, bias=0.0) if isinstance(layer, Conv | Local | Dense) else layer
             for name, layer in zip(architectures.layer_names(architecture)[:-1], architecture[:-1], strict=True)
         }
 
@@ -30,9 +30,12 @@ def changes(before: architectures.Architecture, now: architectures.Architecture)
 
 
 def check_pretrained(params, recipe: Recipe) -> None:
-    """Raises UsageError unless pretrained parameters fit each layer of the recipe's network except the last."""
+    """Raises UsageError unless pretrained parameters fit each layer of the recipe's network except the last.
+
+    They may have no dense layer at all; then the dense layers keep their random initial values.
+    """
     like = jax.eval_shape(functools.partial(init_state, recipe=recipe)).params
-    for layer in _copied(recipe):
+    for layer in _copied(recipe, params):
         wanted = {name: a.shape for name, a in like[layer].items()}
         found = {name: a.shape for name, a in params.get(layer, {}).items()}
         if found != wanted:
@@ -47,16 +50,27 @@ def copy_pretrained(state: TrainState, params, recipe: Recipe) -> TrainState:
 
     Args:
       state: as init_state made it.
-      params: tree of float32 NumPy arrays that check_pretrained accepts.
+      params: tree of float32 NumPy arrays that check_pretrained accepts. Layers that it lacks keep theirs too.
       recipe: of the run.
     """
     placement, specs = recipe.network.placement, param_specs(recipe.network)
-    copied = {layer: jax.tree.map(placement.put_whole, params[layer], specs[layer]) for layer in _copied(recipe)}
+    copied = {
+        layer: jax.tree.map(placement.put_whole, params[layer], specs[layer]) for layer in _copied(recipe, params)
+    }
     return state.replace(params=state.params | copied)
 
 
-def _copied(recipe):
+def copied_in_words(recipe: Recipe, params) -> str:
+    """Which layers are copied."""
+    layers = _copied(recipe, params)
+    rest = [layer for layer in architectures.weighted(recipe.network.architecture) if layer not in layers]
+    return "all layers but the last" if len(rest) == 1 else f"all layers but {', '.join(rest)}"
+
+
+def _copied(recipe, params):
     """The names of the layers that are copied from a pretrained network."""
     architecture = recipe.network.architecture
-    last = architectures.layer_names(architecture)[-1]
-    return [layer for layer in architectures.weighted(architecture) if layer != last]
+    *layers, _ = architectures.weighted(architecture)
+    kinds = dict(zip(architectures.layer_names(architecture), architecture, strict=True))
+    dense = [layer for layer in layers if isinstance(kinds[layer], Dense)]
+    return layers if any(layer in params for layer in dense) else [layer for layer in layers if layer not in dense]

@@ -117,6 +117,18 @@ def after_evaluation(
     )
 
 
+def cooldown(end: int, steps: int) -> optax.Schedule:
+    """The rate's multiplier at the end of a run: it falls linearly, from 1 to 1/steps in the last step.
+
+    Args:
+      end: number of steps of the run.
+      steps: number of steps, before the end, in which it falls; 0: it stays 1.
+    """
+    if steps == 0:
+        return optax.constant_schedule(1.0)
+    return lambda step: jnp.clip((end - step) / steps, 0.0, 1.0)
+
+
 def warmup(steps: int) -> optax.Schedule:
     """The rate's multiplier at the start: 1/steps in the first step, growing linearly to 1 (Goyal et al. 2017)."""
     return optax.linear_schedule(1 / steps, 1.0, steps - 1) if steps > 1 else optax.constant_schedule(1.0)

@@ -1,15 +1,18 @@
 """Before the first step: checks the config, opens the data, makes the recipe and the statistics."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import convert, hosts
@@ -17,15 +20,18 @@ from alexnet_jax.data import batches, sources, survey
 from alexnet_jax.errors import UsageError
 from alexnet_jax.evaluation.errors import Errors
 from alexnet_jax.evaluation.evaluate import evaluate
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import read_json, write_whole
 from alexnet_jax.network import architectures, networks, towers
 from alexnet_jax.network.model import AlexNet
-from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.checkpoint import Checkpoints, DamagedError
 from alexnet_jax.training.pretrained import check_pretrained
 from alexnet_jax.training.recipe import Recipe
 from alexnet_jax.training.schedule import chance_loss
 from alexnet_jax.training.statistics import Statistics
 from alexnet_jax.training.step import TrainState, init_state, state_shardings
+
+STATES_KEPT = 3  # the best, the last, and a new one that is written before the last is removed
+CONTENTS = "contents.json"  # in the workdir: what sources.Dataset.contents returned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +47,22 @@ class Run:
     chance: float | None = None  # the loss at chance in nats; None only within set_up
     pretrained: convert.Weights | None = None  # initial weights of all layers but the last
 
+    @property
+    def order(self) -> batches.Order:
+        """The order of the training examples."""
+        return batches.Order.of_run(self.config, len(self.data.train))
+
     def evaluates(self, step: int) -> bool:
         """Whether the validation error is measured after this step: every eval_every_steps, or if 0, every epoch."""
         if self.config.eval_every_steps:
             return step % self.config.eval_every_steps == 0
-        epoch, before = (s * self.config.batch_size // len(self.data.train) for s in (step, step - 1))
-        return epoch > before
+        return len({int(self.order.epoch_and_place(s * self.config.batch_size)[0]) for s in (step - 1, step)}) == 2
 
     def batches_from(self, step: int):
         """The training batches of the steps after `step`."""
         return batches.train_batches(
             self.data.train,
-            seed=self.config.seed,
+            order=self.order,
             batch_size=self.config.batch_size,
             image_size=self.config.image_size,
             start=step,
@@ -91,26 +101,73 @@ def set_up(config, workdir: Path, *, training: bool = True) -> Run:
     Raises:
       UsageError: for anything that would stop the run later; all processes raise it.
     """
+    return begin(open_run(config, workdir, training=training), training=training)
+
+
+def open_run(config, workdir: Path, *, training: bool = True) -> Run:
+    """The first half of set_up: a run without statistics. It creates the workdir and writes nothing to it."""
     hosts.agree({f"config.{name}": value for name, value in config_lib.flatten(config).items()})
     run = hosts.in_turn(lambda: _open(config, workdir, training))
-    hosts.agree({"examples to train on": len(run.data.train), "examples to evaluate": len(run.data.evaluation)})
+    hosts.agree({"the contents of the data": run.data.contents()})
+    for remark in run.data.remarks:
+        hosts.say(remark)
     hosts.share(workdir)
+    return run
+
+
+def begin(run: Run, *, training: bool = True) -> Run:
+    """The second half of set_up."""
+    config, workdir = run.config, run.workdir
     with Checkpoints(workdir) as checkpoints:
         if (step := checkpoints.latest_step()) is not None:
-            checkpoints.check(step, run.abstract_state())
+            with contextlib.suppress(DamagedError if training else ()):  # a resumed run may have an older one
+                checkpoints.check(step, run.abstract_state())
     begins = training and step is None
+    if begins:
+        hosts.together(lambda: _check_space(run))
     pretrained = None
     if begins and config.pretrained:
-        pretrained = read_weights(config.pretrained)
+        pretrained = read_weights(config.pretrained, trunk=True)
         check_pretrained(pretrained.params, run.recipe)
-    statistics = _read_statistics(run)
+    statistics = _read_statistics(run, training)
     if training and jax.process_index() == 0:
         write_whole(workdir / "classes.json", json.dumps(run.data.class_names))
+        write_whole(workdir / CONTENTS, json.dumps(run.data.contents() | {"statistics": statistics.digest}))
         config_lib.save(config, workdir / "config.json")
+    _tell_empty_classes(run.data, statistics.label_counts)
     chance = float(chance_loss(statistics.label_counts, run.recipe.network.architecture[-1].units))
-    # Sent to every device once, not with each batch.
+    # Converted to float32 before device_put, which compares the values that the processes give with those that they
+    # then hold. Sent to every device once, not with each batch.
+    statistics = jax.tree.map(np.float32, statistics)
     statistics = jax.device_put(statistics, run.recipe.network.placement.sharding(PartitionSpec()))
     return dataclasses.replace(run, statistics=statistics, chance=chance, pretrained=pretrained)
+
+
+def state_bytes(recipe: Recipe) -> int:
+    """The content of a checkpoint: parameters, velocity and a few numbers."""
+    state = jax.eval_shape(functools.partial(init_state, recipe=recipe))
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
+
+
+def _check_space(run):
+    """Raises UsageError if the disk of the workdir cannot hold two checkpoints: the last, and the next one."""
+    needed, free = 2 * state_bytes(run.recipe), shutil.disk_usage(run.workdir).free
+    if free < needed:
+        raise UsageError(
+            f"{run.workdir} has {free / 1e6:,.1f} MB free, but two checkpoints need {needed / 1e6:,.1f} MB. Free some "
+            "space, or give another --workdir."
+        )
+
+
+def _tell_empty_classes(data, label_counts):
+    if label_counts is None or data.remarks:  # for a folder, the remarks have said so
+        return
+    if empty := [data.class_names[k] if data.class_names else f"class {k}" for k in np.flatnonzero(label_counts == 0)]:
+        named = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        hosts.say(
+            f"{data.train.name} has no examples of {named}: {len(empty):,} of {len(label_counts):,} classes, which "
+            "cannot be learned."
+        )
 
 
 def _open(config, workdir, training):
@@ -120,6 +177,7 @@ def _open(config, workdir, training):
         config_lib.check_resumable(config, config_lib.load(saved), workdir)
     placement = place(config, batches=("batch_size", "eval_batch_size") if training else ("eval_batch_size",))
     data = open_data(config)
+    check_contents(data, config, workdir)
     recipe = recipe_for(config, data, placement)
     return Run(config, workdir, recipe, data, None, num_steps(config, len(data.train)))
 
@@ -135,12 +193,57 @@ def open_data(config) -> sources.Dataset:
     )
 
 
+def check_contents(data: sources.Dataset, config, workdir: Path) -> None:
+    """Raises UsageError if a workdir holds a run on other examples. The folder of the images may have moved."""
+    if not (workdir / "config.json").exists():
+        return
+    if not (path := workdir / CONTENTS).exists():
+        if config.dataset.startswith("folder:"):
+            raise UsageError(
+                f"{workdir} holds a run of an older version of this program, which did not turn images as their EXIF "
+                "orientation says and read other files of a folder. Resume or evaluate it with that version, or start "
+                "again in another --workdir."
+            )
+        return
+    before, now = _read_contents(path), data.contents()
+    if before["classes"] != now["classes"]:
+        differ = sorted(set(before["classes"] or ()) ^ set(now["classes"] or ()))
+        raise UsageError(
+            f"{workdir} holds a run on other classes than {config.dataset} has now: they differ in "
+            f"{', '.join(differ[:5]) or 'their order'}. Give the same images, or another --workdir."
+        )
+    for split in ("train", "evaluation"):
+        counts = [contents[split]["examples"] for contents in (before, now)]
+        if counts[0] != counts[1]:
+            what = f"{counts[0]:,} images in its {split} split, and {config.dataset} has {counts[1]:,} now"
+        elif before[split]["names"] != now[split]["names"]:
+            what = f"images of other names in its {split} split than {config.dataset} has now"
+        else:
+            continue
+        raise UsageError(f"{workdir} holds a run with {what}. Give the same images, or another --workdir.")
+
+
+def _read_contents(path):
+    advice = "Copy it again, or start a new run in another --workdir."
+    contents = read_json(path, dict, advice)
+    splits = [contents.get(split) for split in ("train", "evaluation")]
+    if "classes" not in contents or not all(isinstance(s, dict) and s.keys() >= {"examples", "names"} for s in splits):
+        raise UsageError(f"{path} is damaged: it does not describe two splits. {advice}")
+    return contents
+
+
 def recipe_for(config, data: sources.Dataset, placement: towers.Placement) -> Recipe:
     """The recipe that a config describes, for a dataset. Raises UsageError if the number of classes is not accepted."""
     num_classes = config.num_classes or data.num_classes
     if not num_classes:
         raise UsageError(
             f"dataset {config.dataset!r} does not say how many classes it has. Set --config.num_classes=K."
+        )
+    if num_classes < 2:
+        only = f" ({data.class_names[0]})" if data.class_names else ""
+        raise UsageError(
+            f"dataset {config.dataset!r} has one class only{only}; accepted are two or more. Add images of what is not "
+            "of this class, in a class of their own."
         )
     if data.statistics is not None and num_classes < data.num_classes:  # no survey will check the labels
         raise UsageError(
@@ -164,21 +267,26 @@ def recipe_from_config(config, num_classes: int, examples: int, placement: tower
     choices = dict(config.augment)
     scale = config.batch_size / (config.rate_batch_size or config.batch_size)
 
+    order = batches.Order.of_run(config, examples)
+
     def steps(epochs):
-        return round(epochs * examples / config.batch_size)
+        return round(order.start(epochs) / config.batch_size)
 
     return Recipe(
         network=AlexNet(architecture, dtype=jnp.dtype(config.dtype), placement=placement),
         seed=config.seed,
         mean_at=config.mean_at,
-        pca_steps=math.ceil(choices.pop("pca_epochs") * examples / config.batch_size),
+        pca_steps=math.ceil(order.start(choices.pop("pca_epochs")) / config.batch_size),
         **choices,
         accumulate=config.accumulate,
         learning_rate=scale * config.learning_rate,
         warmup_steps=steps(config.warmup_epochs),
+        end=num_steps(config, examples),
+        cooldown_steps=round(config.cooldown * num_steps(config, examples)),
         schedule=tuple((steps(epoch), layer, scale * rate) for epoch, layer, rate in config.schedule),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        weight_decays=config.weight_decays,
         update_rule=config.update_rule,
         plateau=tuple(config.plateau.items()),
     )
@@ -205,10 +313,10 @@ def place(config, batches: tuple[str, ...]) -> towers.Placement:
     return placement
 
 
-def read_weights(path):
+def read_weights(path, trunk: bool = False):
     """Reads weights; all processes must read the same ones. For a workdir, the processes wait for each other."""
     hosts.together(lambda: convert.check_there(path))
-    weights = convert.read(path)
+    weights = convert.read(path, trunk=trunk)
     if jax.process_count() > 1:
         hosts.agree({f"what is in {path}": weights.digest})
     return weights
@@ -216,43 +324,77 @@ def read_weights(path):
 
 def num_steps(config, examples: int) -> int:
     """The number of steps of a run on this number of training examples."""
-    return config.num_steps or -(-config.num_epochs * examples // config.batch_size)
+    return config.num_steps or -(
+        -int(batches.Order.of_run(config, examples).start(config.num_epochs)) // config.batch_size
+    )
 
 
-def _read_statistics(run):
-    """The statistics of the workdir; process 0 computes them if they are missing."""
+def _read_statistics(run, training):
+    """The statistics of the workdir; process 0 computes them if they are missing, or for training if damaged."""
     path, config = run.workdir / "statistics.npz", run.config
 
     def make():
         # config.json is saved last. If it is missing, a run that never started may have left the statistics of
         # other data.
-        if jax.process_index() or (path.exists() and (run.workdir / "config.json").exists()):
+        begun = (run.workdir / "config.json").exists()
+        if jax.process_index() or (begun and path.exists() and _is_whole(path, training)):
             return
         statistics = run.data.statistics
         if statistics is None:
             size = {"image_size": config.image_size, "num_classes": run.recipe.network.architecture[-1].units}
             statistics = survey.survey(run.data.train, **size)
             survey.survey(run.data.evaluation, **size)
+        if begun and _read_contents(run.workdir / CONTENTS).get("statistics") != statistics.digest:
+            raise UsageError(
+                f"{path} cannot be made again: the images are not those that the run began with. Copy the file again, "
+                "or give another --workdir."
+            )
         statistics.save(path)
 
     hosts.together(make)
-    # Converted to float32 before device_put, which compares the values that the processes give with those that
-    # they then hold.
-    return jax.tree.map(np.float32, Statistics.load(path))
+    hosts.exchange(run.workdir)
+    return Statistics.load(path)
 
 
-def config_of(workdir: Path) -> config_lib.ml_collections.ConfigDict:
-    """The config of the run in a workdir. Raises UsageError if there is no run, or a run of another program version."""
+def _is_whole(path, training):
+    try:
+        Statistics.load(path)
+        return True
+    except UsageError as error:
+        if not training:
+            raise
+        print(f"WARNING: {error} It is made again now.")
+        return False
+
+
+def config_of(workdir: Path, *, dataset: str | None = None, data_dir: str | None = None) -> ConfigDict:
+    """The config of the run in a workdir.
+
+    Args:
+      workdir: folder of the run.
+      dataset: where the images of a run on folder:PATH are now, as folder:PATH; or None.
+      data_dir: folder of the data, instead of the run's own; or None.
+
+    Raises:
+      UsageError: if there is no run, or a run of another program version; or for a dataset of another kind.
+    """
     saved = workdir / "config.json"
     if not saved.exists():
         raise UsageError(f"{workdir} holds no run: it has no config.json. Give the --workdir of a run of main.py.")
     config = config_lib.load(saved)
-    for name, value in config_lib.NEWER.items():
-        if name not in config_lib.flatten(config):
-            config.update_from_flattened_dict({name: value})
+    config.update_from_flattened_dict(config_lib.with_newer(config_lib.flatten(config)))
     if missing := config_lib.FIELDS.keys() - config_lib.flatten(config).keys():
         raise UsageError(
             f"{workdir} holds a run of another version of this program: its config lacks {', '.join(sorted(missing))}. "
             "Evaluate it with the version that trained it."
         )
+    if dataset is not None:
+        if not all(name.startswith("folder:") for name in (dataset, config.dataset)):
+            raise UsageError(
+                f"--dataset is {dataset}, but the run in {workdir} is on {config.dataset}; only for a run on a folder "
+                "can it be given, as folder:PATH, if the images were moved. Leave it out."
+            )
+        config.dataset = dataset
+    if data_dir is not None:
+        config.data_dir = data_dir
     return config

@@ -1,14 +1,21 @@
 """The mean image, the colour PCA and the class sizes of a training set (paper, sections 2 and 4.1)."""
 
 import dataclasses
+import hashlib
 import io
+import zipfile
+import zlib
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from alexnet_jax.errors import UsageError
 from alexnet_jax.files import write_whole
 from alexnet_jax.training.augment import ColorPCA, color_pca_from_sums
+
+# What numpy.load and zipfile raise for a damaged file.
+_DAMAGE = OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, SyntaxError, zipfile.BadZipFile, zlib.error
 
 
 @jax.tree_util.register_dataclass
@@ -40,10 +47,37 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
-        """Reads what save wrote."""
-        with np.load(path) as arrays:
-            pca = ColorPCA(arrays["eigenvectors"], arrays["eigenvalues"])
-            return cls(arrays["mean_image"], pca, arrays.get("label_counts"))
+        """Reads what save wrote. Raises UsageError if the file is damaged, or has numbers that are not finite."""
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+                pca = ColorPCA(arrays["eigenvectors"], arrays["eigenvalues"])
+                read = cls(arrays["mean_image"], pca, arrays.get("label_counts"))
+            read._check()
+        except _DAMAGE as error:
+            raise UsageError(
+                f"{path} is damaged, or not a file of statistics ({str(error)[:100]}). Copy it again. Or start the run "
+                "again: if its images are the same, it makes this file anew."
+            ) from error
+        return read
+
+    @property
+    def digest(self) -> str:
+        """A hash of all numbers."""
+        arrays = (self.mean_image, self.pca.eigenvectors, self.pca.eigenvalues, self.label_counts)
+        hashed = (np.asarray(array, np.float64).tobytes() for array in arrays if array is not None)
+        return hashlib.sha256(b"".join(hashed)).hexdigest()
+
+    def _check(self):
+        """Raises ValueError for wrong shapes, and for numbers that are not finite."""
+        side = len(self.mean_image)
+        counts = np.zeros(0, int) if self.label_counts is None else self.label_counts
+        if self.mean_image.shape != (side, side, 3) or self.pca.eigenvectors.shape != (3, 3):
+            raise ValueError("arrays of wrong shapes")
+        if self.pca.eigenvalues.shape != (3,) or counts.ndim != 1 or not np.issubdtype(counts.dtype, np.number):
+            raise ValueError("arrays of wrong shapes")
+        for array in (self.mean_image, self.pca.eigenvectors, self.pca.eigenvalues, counts):
+            if not np.isfinite(array).all():
+                raise ValueError("numbers that are not finite")
 
 
 class Sums:

@@ -31,6 +31,14 @@ class TrainState:
     schedule: ScheduleState
 
 
+@flax.struct.dataclass
+class Examples:
+    """A whole training set on every device: image (E, S, S, 3) uint8, label (E,) int32."""
+
+    image: jax.Array
+    label: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames="recipe")
 def init_state(*, recipe: Recipe) -> TrainState:
     """The state before the first step; the same numbers on every placement."""
@@ -98,13 +106,33 @@ def train_step(state: TrainState, batch, statistics: Statistics, *, recipe: Reci
     return lax.with_sharding_constraint(state, state_shardings(state, recipe)), metrics
 
 
+@functools.partial(jax.jit, static_argnames="placement")
+def take(examples: Examples, chosen, *, placement: towers.Placement):
+    """The batch of some examples: row (N,) int32, their numbers in the training set; index as in train_step."""
+    rows = chosen["row"]
+    image, label = (array.at[rows].get(mode="promise_in_bounds") for array in (examples.image, examples.label))
+    batch = {"image": image, "label": label, "index": chosen["index"]}
+    return lax.with_sharding_constraint(batch, placement.sharding(placement.batch))
+
+
+@functools.partial(jax.jit, static_argnames="recipe", donate_argnums=0)
+def train_steps(state: TrainState, examples: Examples, chosen, statistics: Statistics, *, recipe: Recipe):
+    """Several steps as one program: as train_step for each of the chosen batches, row and index (steps, N)."""
+
+    def one(state, chosen):
+        batch = take(examples, chosen, placement=recipe.network.placement)
+        return train_step(state, batch, statistics, recipe=recipe)
+
+    return lax.scan(one, state, chosen)
+
+
 @jax.jit
 def gradient_norm(gradient_squares):
-    """The gradient's norm over all towers.
+    """The gradient's norm over all towers: (..., T) -> (...).
 
     It is computed outside the step, so that the towers need not exchange data for it: the paper's do not.
     """
-    return jnp.sqrt(gradient_squares.sum())
+    return jnp.sqrt(gradient_squares.sum(-1))
 
 
 def cross_entropy(logits, labels, rubbish: float | None = None):
@@ -174,7 +202,7 @@ def augmented(recipe: Recipe, batch, statistics: Statistics, step):
         crop, flip, _ = keys(index // recipe.group)
         color = keys(index)[2]
         image = image.astype(jnp.float32) - of_image
-        image = augment.random_crop(crop, image, size) if recipe.crop else augment.center_crop(image, size)
+        image = augment.crop(crop if recipe.crop else None, image, size, recipe.min_area)
         image = augment.random_flip(flip, image) if recipe.flip else image
         image -= of_crop
         if not recipe.pca_std:

@@ -80,3 +80,54 @@ def training_set():
     labels = np.random.PCG64(7).random_raw(32) % np.uint64(6)
     mean = 128 + 20 * uniform(8, 28, 28, 3)
     return pictures.astype(np.uint8).reshape(32, 28, 28, 3), labels.astype(np.int32), mean
+
+
+# For cifar.py: cuda-convnet's networks.
+
+_CIFAR_CONVS = {"conv1": (32, 3, 5, 5), "conv2": (32, 32, 5, 5), "conv3": (64, 32, 5, 5)}
+_CIFAR_LOCALS = {
+    "conv1": (64, 3, 5, 5),
+    "conv2": (64, 64, 5, 5),
+    "local3": (36, 32, 64, 3, 3),  # 36 places
+    "local4": (36, 32, 32, 3, 3),
+    "fc5": (10, 1152),
+}
+CIFAR = {
+    "CIFAR_19PCT": _CIFAR_CONVS | {"fc4": (10, 1024)},
+    "CIFAR_18PCT": _CIFAR_CONVS | {"fc4": (10, 1024)},
+    "CIFAR_80SEC": _CIFAR_CONVS | {"fc4": (64, 1024), "fc5": (10, 64)},
+    "CONV_LOCAL_13PCT": _CIFAR_LOCALS,
+    "CONV_LOCAL_11PCT": _CIFAR_LOCALS | {"local3": (36, 64, 64, 3, 3), "local4": (36, 32, 64, 3, 3)},
+    "CONV_LOCAL_11PCT_FIRST": _CIFAR_LOCALS,
+}
+_CIFAR_CONV_DECAYS = {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004}
+CIFAR_DECAYS = {
+    "CIFAR_19PCT": _CIFAR_CONV_DECAYS | {"fc4": 3.0},
+    "CIFAR_18PCT": _CIFAR_CONV_DECAYS | {"fc4": 1.0},
+    "CIFAR_80SEC": _CIFAR_CONV_DECAYS | {"fc4": 0.03, "fc5": 0.03},
+    "CONV_LOCAL_13PCT": {"local3": 0.004, "local4": 0.004, "fc5": 0.004},
+    "CONV_LOCAL_11PCT": {"local3": 0.004, "local4": 0.004, "fc5": 0.01},
+    "CONV_LOCAL_11PCT_FIRST": {"local3": 0.004, "local4": 0.004, "fc5": 0.004},
+}
+CIFAR_RATE = 0.001
+CIFAR_GAINS = {"conv1": 0.05}  # so that pixels of +-128 become numbers of which the steps do not diverge
+
+
+def cifar_parameters(network):
+    """Weights and biases as float32 arrays, in PyTorch's layout; local weights are (places, outputs, inputs, h, w)."""
+    arrays = {}
+    for seed, (name, shape) in enumerate(CIFAR[network].items()):
+        places = shape[:1] if name.startswith("local") else ()
+        outputs, *inputs = shape[len(places) :]
+        gain = CIFAR_GAINS.get(name, 0.3 if name == list(CIFAR[network])[-1] else 1)
+        limit = np.float32(gain * math.sqrt(6 / math.prod(inputs)))
+        arrays[f"{name}.weight"] = limit * uniform((1, seed), *shape)
+        arrays[f"{name}.bias"] = np.float32(gain) * uniform((2, seed), *places, outputs)
+    return arrays
+
+
+def cifar_inputs(network):
+    """Eight pictures of pixels less their mean, (8, H, W, 3) in -128..127, and their labels."""
+    side = 24 if network.startswith("CONV_LOCAL") else 32
+    pictures = np.round(128 * uniform(3, 8, side, side, 3))
+    return np.clip(pictures, -128, 127), np.arange(8) % 10

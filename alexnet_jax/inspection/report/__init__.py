@@ -9,7 +9,6 @@ augmentations   images as the network sees them in training
 page.html.j2    the page
 """
 
-import json
 from pathlib import Path
 
 import jax
@@ -18,10 +17,11 @@ import numpy as np
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.convert import Weights
+from alexnet_jax.data.batches import Order
 from alexnet_jax.data.sources import Dataset
 from alexnet_jax.evaluation import ensemble, predict
 from alexnet_jax.evaluation.trained import Trained, last_hidden
-from alexnet_jax.files import write_whole
+from alexnet_jax.files import read_json, write_whole
 from alexnet_jax.inspection.report import augmentations, confusion, curves, examples, kernels
 
 LIMIT = 10_000  # largest number of images of a split that are examined
@@ -59,6 +59,11 @@ def write(
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     examples, names = len(data.train), predict.class_names(weights)
+    order = Order.of_run(config, examples)
+
+    def epochs(step):
+        return float(order.epochs(step * config.batch_size))
+
     result = _result(Path(workdir) / "result.json")
     content = {
         "name": Path(workdir).resolve().name,
@@ -68,7 +73,7 @@ def write(
         "errors": [result[name] for name in ("one_view", "ten_views") if name in result],
         "papers": PAPERS,
         "sizes": {"training": examples, "evaluation": len(data.evaluation)},
-        "curves": curves.make(Path(workdir) / "metrics.jsonl", examples / config.batch_size, folder),
+        "curves": curves.make(Path(workdir) / "metrics.jsonl", epochs, folder),
         "kernels": kernels.make(weights, folder),
         "classes": len(names),
         "folder": folder.name,
@@ -114,7 +119,7 @@ def _of_images(config, data, weights, names, limit, folder):
 
 def _result(path):
     """The content of result.json; {} if the run has not ended."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, dict, "The run writes it anew when it is started again.") if path.exists() else {}
 
 
 def _write_page(path, content):

@@ -39,6 +39,7 @@ class Choice:
     crop: bool = False
     flip: bool = False
     colours: bool = False
+    min_area: float = 1.0
 
 
 def make(config, weights: Weights, images: np.ndarray, examples: np.ndarray, labels: list[str], folder: Path) -> Strip:
@@ -52,10 +53,11 @@ def make(config, weights: Weights, images: np.ndarray, examples: np.ndarray, lab
       labels: names of their R labels.
       folder: for the files.
     """
-    every = Choice(config.augment.crop, config.augment.flip, config.augment.pca_std > 0)
+    min_area = config.augment.min_area
+    every = Choice(config.augment.crop, config.augment.flip, config.augment.pca_std > 0, min_area)
     kept = [name for name in ALONE if getattr(every, name)]
     columns = [*(ALONE[name] for name in kept), *(f"all, draw {k}" for k in range(1, DRAWS + 1))]
-    choices = (*(Choice(**{name: True}) for name in kept), *[every] * DRAWS)
+    choices = (*(Choice(**{name: True}, min_area=min_area) for name in kept), *[every] * DRAWS)
     colours = tuple(config.augment[name] for name in ("pca_std", "pca_scale", "pca_rescale"))
     keys = jax.random.split(jax.random.key(config.seed), (len(images), len(choices)))
     size = weights.architecture[0].size
@@ -84,7 +86,10 @@ def make(config, weights: Weights, images: np.ndarray, examples: np.ndarray, lab
 
 @functools.partial(jax.jit, static_argnames=("size", "choices", "colours"))
 def _draw(keys, images, mean_image, pca, size, choices, colours):
-    """(R, C) draws: pixels (R, C, size, size, 3), corners (R, C, 2), mirrored (R, C), shifts (R, C, 3)."""
+    """(R, C) draws: pixels (R, C, size, size, 3), boxes (R, C, 4), mirrored (R, C), shifts (R, C, 3).
+
+    A box is the top row, the left column, the height and the width of what was cut out.
+    """
 
     def of_image(keys, image):
         columns = [
@@ -101,7 +106,7 @@ def _one(key, image, mean_image, pca, size, choice, colours):
     # Each pixel carries its row and column in the original. So the result shows what was cropped and mirrored.
     places = jnp.stack(jnp.indices(image.shape[:2]), -1)
     layers = jnp.concatenate([image - mean_image, mean_image, places], -1)  # (S, S, 8)
-    layers = augment.random_crop(of_crop, layers, size) if choice.crop else augment.center_crop(layers, size)
+    layers = augment.crop(of_crop if choice.crop else None, layers, size, choice.min_area)
     layers = augment.random_flip(of_flip, layers) if choice.flip else layers
     pixels, mean, places = jnp.split(layers, (3, 6), -1)
     shift = jnp.zeros(3)
@@ -109,11 +114,13 @@ def _one(key, image, mean_image, pca, size, choice, colours):
         pixels = augment.pca_jitter(of_colours, pixels, pca, std, scale=scale, rescale=rescale)
         # For a pixel of the mean colour; with rescale, other colours also move towards the mean.
         shift = augment.pca_jitter(of_colours, jnp.zeros((1, 1, 3)), pca, std, scale=scale, rescale=rescale)[0, 0]
-    return pixels + mean, places.min((0, 1)), places[0, 0, 1] > places[0, -1, 1], shift
+    box = jnp.concatenate([places.min((0, 1)), places.max((0, 1)) - places.min((0, 1)) + 1])
+    return pixels + mean, box, places[0, 0, 1] > places[0, -1, 1], shift
 
 
-def _words(choice, corner, mirrored, shift):
-    words = [f"from row {corner[0]:.0f}, column {corner[1]:.0f}"] if choice.crop else []
+def _words(choice, box, mirrored, shift):
+    words = ["from row {:.0f}, column {:.0f}".format(*box)] if choice.crop else []
+    words += ["{2:.0f} rows, {3:.0f} columns".format(*box)] if choice.crop and choice.min_area < 1 else []
     words += ["mirrored" if mirrored else "not mirrored"] if choice.flip else []
     words += ["RGB {:+.1f} {:+.1f} {:+.1f}".format(*shift)] if choice.colours else []
     return words or ["the centre"]
@@ -121,9 +128,21 @@ def _words(choice, corner, mirrored, shift):
 
 def _save_csv(examples, labels, columns, drawn, path):
     rows = [
-        [example, label, column, *map(int, corner), bool(mirrored), *map(float, shift)]
+        [example, label, column, *(round(float(number)) for number in box), bool(mirrored), *map(float, shift)]
         for example, label, *row in zip(examples, labels, *drawn, strict=True)
-        for column, corner, mirrored, shift in zip(columns, *row, strict=True)
+        for column, box, mirrored, shift in zip(columns, *row, strict=True)
     ]
-    header = ["example", "label", "column", "top", "left", "mirrored", "shift_R", "shift_G", "shift_B"]
+    header = [
+        "example",
+        "label",
+        "column",
+        "top",
+        "left",
+        "height",
+        "width",
+        "mirrored",
+        "shift_R",
+        "shift_G",
+        "shift_B",
+    ]
     figures.write_csv(path, header, rows)

@@ -1,10 +1,11 @@
 """Curves of loss, error and learning rate over a run, from its metrics.jsonl."""
 
 import dataclasses
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
+from alexnet_jax.files import read_metrics
 from alexnet_jax.inspection.report import figures
 from alexnet_jax.inspection.report.figures import Chart
 
@@ -21,33 +22,32 @@ class Curves:
     left_chance: float | None
 
 
-def make(metrics: Path, steps_per_epoch: float, folder: Path) -> Curves | None:
+def make(metrics: Path, epochs: Callable[[int], float], folder: Path) -> Curves | None:
     """Draws the curves, also as loss.png, error.png, rate.png and curves.csv; None if there are no metrics."""
     lines = read(metrics)
     if not lines:
         return None
     rows = [
-        [line["step"], line["step"] / steps_per_epoch, *(line.get(c, "") for c in COLUMNS)]
+        [line["step"], epochs(line["step"]), *(line.get(c, "") for c in COLUMNS)]
         for line in lines
         if line.keys() & set(COLUMNS)
     ]
     figures.write_csv(folder / "curves.csv", ["step", "epoch", *COLUMNS], rows)
-    drops = [step / steps_per_epoch for step in drops_of(lines)]
+    drops = [epochs(step) for step in drops_of(lines)]
 
     def curve(name):
-        points = [(line["step"] / steps_per_epoch, line[name]) for line in lines if name in line]
+        points = [(epochs(line["step"]), line[name]) for line in lines if name in line]
         return tuple(zip(*points, strict=True)) or ((), ())
 
     curves = {name: curve(name) for name in COLUMNS}
-    left = next((line["step"] / steps_per_epoch for line in lines if "left_chance" in line), None)
+    left = next((epochs(line["step"]) for line in lines if "left_chance" in line), None)
     charts = [draw(curves, drops, left, folder) for draw in (_loss, _error, _rate)]
     return Curves(charts, drops, left)
 
 
 def read(metrics: Path) -> list[dict]:
-    """The lines of metrics.jsonl, without a last line that is still incomplete."""
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The lines of metrics.jsonl that are complete."""
+    return [line for _, line in read_metrics(metrics)]
 
 
 def drops_of(lines: list[dict]) -> list[int]:
