@@ -611,7 +611,9 @@ def test_a_file_whose_contents_changed_is_refused_wherever_the_change_is(tmp_pat
     weights = random_weights(TINY)
     convert.write(weights, path)
     whole = path.read_bytes()
-    for at in np.random.default_rng(0).integers(0, 8 * len(whole), 60).tolist():
+    anywhere = np.random.default_rng(0).integers(0, 8 * len(whole), 60).tolist()
+    the_word = 8 * whole.index(b'"digest"')  # without it, this would be a file of before
+    for at in (*anywhere, *range(the_word, the_word + 8 * len(b'"digest"'))):
         path.write_bytes(whole[: at // 8] + bytes([whole[at // 8] ^ 1 << at % 8]) + whole[at // 8 + 1 :])
         assert message_of(convert.read, path).startswith(str(path))
     path.write_bytes(whole)

@@ -233,6 +233,11 @@ def _check_metadata(metadata, arrays, path):
     wanted = {FORMAT, "architecture", "mean_at", "views", "classes", "source"}
     if missing := wanted - metadata.keys():
         raise UsageError(f"{path} lacks {', '.join(sorted(missing))} in its metadata. Convert the source again.")
+    if unknown := metadata.keys() - wanted - {"class_names", "digest"}:  # one of them may be the damaged word "digest"
+        raise UsageError(
+            f"{path} is damaged, or of a newer version: its metadata has {sorted(unknown)}, which this version does "
+            "not know. Copy it again, or convert the source."
+        )
     if metadata[FORMAT] != VERSION:
         raise UsageError(
             f"{path} is of version {metadata[FORMAT]!r} of our format; accepted is {VERSION!r}. Update this program, "
