@@ -1,16 +1,27 @@
 """Eight fake CPU devices, quick compilation, quiet TensorFlow, and the same hypothesis examples every time.
 
-XLA_FLAGS and JAX_PLATFORMS of the environment may ask for other devices.
+XLA_FLAGS and JAX_PLATFORMS of the environment may ask for other devices, and JAX_COMPILATION_CACHE_DIR for a folder of
+compiled programs.
 """
 
+import atexit
+import importlib.util
 import os
+import shutil
+import signal
+import tempfile
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu" and "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1"  # most tests compile longer than they compute
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # nothing from, and nothing for, other runs
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a worker, whose tests share them with the other's
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started by a shell in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
@@ -26,6 +37,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--faults", type=float, default=1.0, metavar="TIMES", help="make TIMES as many faults in tests/faults"
     )
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("torch") and not importlib.util.find_spec("torch"):
+        pytest.skip("PyTorch is not installed")
 
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)

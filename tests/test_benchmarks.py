@@ -59,7 +59,6 @@ def distance(scripts, folder, layers, dtype, name):
     """The distance of a contestant, with these layers, from this project in float64."""
     settings = {"dtype": dtype, "batch": "check"}
     if name == "PyTorch":
-        pytest.importorskip("torch", reason="this contestant is PyTorch's")
         made = scripts("train_step_torch").contestant(folder, layers, maps_last=True, compiled=None, **settings)
     else:
         ours = name == "this project"
@@ -67,7 +66,10 @@ def distance(scripts, folder, layers, dtype, name):
     return max(scripts("train_step").distances(made, folder))
 
 
-@pytest.mark.parametrize("peer", ["plain Flax", "PyTorch"])
+PEERS = ["plain Flax", pytest.param("PyTorch", marks=pytest.mark.torch)]
+
+
+@pytest.mark.parametrize("peer", PEERS)
 def test_right_contestants_are_accepted(peer, scripts, prepared, monkeypatch):
     monkeypatch.setitem(networks.NAMED, "SMALL", SMALL)
     folder, layers, ours = prepared
@@ -77,7 +79,7 @@ def test_right_contestants_are_accepted(peer, scripts, prepared, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("peer", ["plain Flax", "PyTorch"])
+@pytest.mark.parametrize("peer", PEERS)
 def test_a_contestant_with_a_fault_is_refused(peer, fault, scripts, prepared, monkeypatch):
     monkeypatch.setitem(networks.NAMED, "SMALL", SMALL)
     folder, layers, ours = prepared

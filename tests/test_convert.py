@@ -103,8 +103,8 @@ def test_torchvision_s_state_dict_gives_pytorch_s_answers(golden):
     assert weights.source == "torchvision's alexnet, torchvision.safetensors"
 
 
+@pytest.mark.torch
 def test_a_pth_file_holds_the_same():
-    pytest.importorskip("torch")
     assert_same_params(convert.read(GOLDEN / "torchvision.pth"), convert.read(STATE_DICT))
 
 
@@ -150,8 +150,10 @@ def test_another_state_dict_is_refused_by_name(changes, wanted, tmp_path):
     assert wanted in message
 
 
+@pytest.mark.torch
 def test_a_pth_file_that_would_run_code_is_refused_and_does_not(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     path, touched = tmp_path / "model.pth", tmp_path / "touched"
     torch.save({"features.0.weight": torch.ones(1), "x": Trap(touched)}, path)
     message = message_of(convert.read, path)
@@ -162,8 +164,10 @@ def test_a_pth_file_that_would_run_code_is_refused_and_does_not(tmp_path):
     assert touched.exists()
 
 
+@pytest.mark.torch
 def test_a_pth_file_of_something_else_is_refused(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     path = tmp_path / "x.pth"
     for content, holds in (([torch.ones(1)], "list"), ({"weight": {}, "epoch": 3}, "the entries weight, epoch")):
         torch.save(content, path)
@@ -202,8 +206,10 @@ def test_prefixes_of_wrappers_are_removed_and_told(removed, rename, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".pth", ".pth.tar", ".pt", ".ckpt", ".bin"])
+@pytest.mark.torch
 def test_checkpoints_of_pytorch_hold_their_weights_deeper(ending, tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     state = torch.load(GOLDEN / "torchvision.pth", weights_only=True)
     half = {f"module.{name}": tensor.half() for name, tensor in state.items()}
     for content in (
@@ -313,8 +319,10 @@ def test_a_network_of_torchvision_s_architecture_goes_back_to_torchvision(tmp_pa
     assert "torchvision's alexnet is another network (" in message
 
 
+@pytest.mark.torch
 def test_pytorch_loads_what_goes_back_and_gives_the_same_answers(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     nn = torch.nn
 
     def convolution(inputs, maps, size, **options):
@@ -630,8 +638,8 @@ def test_a_file_of_before_without_a_digest_is_read_and_says_so(tmp_path):
     assert convert.read(path).source == "nothing, a file without a digest"
 
 
+@pytest.mark.torch
 def test_a_flipped_bit_in_a_file_of_pytorch_is_found(tmp_path):
-    pytest.importorskip("torch")
     whole = (GOLDEN / "torchvision.pth").read_bytes()
     path = tmp_path / "x.pth"
     wanted = convert.read(GOLDEN / "torchvision.pth")
@@ -729,11 +737,11 @@ def test_other_files_are_refused_and_not_loaded(ending, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ending", [".safetensors", ".caffemodel", ".npy", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".SAFETENSORS"]
+    "ending",
+    [".safetensors", ".caffemodel", ".npy", ".SAFETENSORS"]
+    + [pytest.param(ending, marks=pytest.mark.torch) for ending in (".pth", ".pth.tar", ".pt", ".bin", ".ckpt")],
 )
 def test_an_ending_that_lies_is_found_out_and_nothing_run(ending, tmp_path):
-    if ending.startswith((".p", ".bin", ".ckpt")):
-        pytest.importorskip("torch")
     path, touched = tmp_path / f"weights{ending}", tmp_path / "touched"
     for content in (pickle.dumps(Trap(touched)), b"text\n", b"", b"\xff" * 99, STATE_DICT.read_bytes()[:-1]):
         path.write_bytes(content)

@@ -228,8 +228,8 @@ def test_cuda_convnet_s_networks_and_twenty_steps_of_each_equal_pytorch_s(name):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of what imports TFDS
+@pytest.mark.torch
 def test_losses_of_a_run_equal_pytorch_s_step_by_step(monkeypatch, tmp_path):
-    pytest.importorskip("torch")
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     learning_curve, rng = importlib.import_module("learning_curve"), np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 1)):
@@ -244,8 +244,8 @@ def test_losses_of_a_run_equal_pytorch_s_step_by_step(monkeypatch, tmp_path):
     assert len(set(here)) == 6
 
 
+@pytest.mark.torch
 def test_the_script_still_makes_these_goldens(monkeypatch):
-    pytest.importorskip("torch")
     monkeypatch.syspath_prepend(FOLDER)
     made = importlib.import_module("networks").goldens(widths=(16,))
     del made["versions"]

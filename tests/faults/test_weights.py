@@ -83,8 +83,8 @@ def test_our_own_files_are_never_believed_when_damaged(faults, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 def test_files_of_pytorch_are_never_believed_when_damaged(faults, tmp_path):
-    pytest.importorskip("torch")
     assert outcomes(GOLDEN / "torchvision.pth", tmp_path, faults(FILES // 10))["others"] == 0
 
 
