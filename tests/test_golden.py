@@ -97,7 +97,7 @@ def assert_near(got, want, of=None):
     np.testing.assert_allclose(got / of, want / of, rtol=0, atol=1e-5, err_msg=made_with)
 
 
-@pytest.mark.parametrize("width", [16, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", [16, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long])])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_loss_and_gradients_equal_pytorch_s(name, width):
     architecture, where = narrowed(NETWORKS[name], width), f"{name}/{width}"

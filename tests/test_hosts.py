@@ -188,7 +188,7 @@ def wait_for_checkpoint(workdir, processes, step=8):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_when_one_process_is_killed_the_other_ends_and_both_resume(victim, two_devices, data_dir, tmp_path):
     processes = start_two(tmp_path, data_dir)
     wait_for_checkpoint(tmp_path, processes)
@@ -212,7 +212,7 @@ def test_when_one_process_is_killed_the_other_ends_and_both_resume(victim, two_d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_sigterm_to_one_process_stops_both_at_the_same_step(asked, two_devices, data_dir, tmp_path):
     processes = start_two(tmp_path, data_dir)
     wait_for_checkpoint(tmp_path, processes)

@@ -346,7 +346,9 @@ def test_another_network_in_the_workdir_is_refused(folder, uncut, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "error"), [("quickstart", 5.0), ("lenet5", 3.0)])
+@pytest.mark.parametrize(
+    ("config", "error"), [("quickstart", 5.0), pytest.param("lenet5", 3.0, marks=pytest.mark.long)]
+)
 def test_what_comes_with_the_packages_is_learned(config, error, tmp_path):
     command = [sys.executable, "main.py", f"--config=configs/{config}.py", f"--workdir={tmp_path / 'run'}"]
     environment = {**os.environ, "XLA_FLAGS": ""}

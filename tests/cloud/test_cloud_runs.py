@@ -163,7 +163,7 @@ def test_ten_kills_at_random_moments_change_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["refuses", "hangs"])
+@pytest.mark.parametrize("how", [pytest.param("refuses", marks=pytest.mark.long), "hangs"])
 def test_a_server_that_is_away_for_20_seconds_loses_nothing(how, local_run, data_dir, environment):  # noqa: F811
     with servers.served(servers.S3) as (server, port):
         relay = servers.Relay(port)

@@ -44,7 +44,13 @@ def uncut(data_dir, tmp_path_factory):  # noqa: F811
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["a file of process 1", "process 0 cannot read", "process 1 cannot read", "notes"])
+@pytest.mark.parametrize(
+    "how",
+    ["a file of process 1"]
+    + [
+        pytest.param(way, marks=pytest.mark.long) for way in ("process 0 cannot read", "process 1 cannot read", "notes")
+    ],
+)
 def test_damage_turns_both_back_to_the_same_checkpoint(how, uncut, data_dir, tmp_path):  # noqa: F811
     workdir = tmp_path / "w"
     assert [code for code, *_ in end(start_two(workdir, data_dir, EVALUATED, "--config.num_steps=16"))] == [0, 0]
