@@ -16,11 +16,13 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu" and "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1"  # most tests compile longer than they compute
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a worker, whose tests share them with the other's
+# All tests of a run, and the programs that they start, share what they compile. The workers of pytest-xdist get the
+# folder from the first process, which removes it at its end.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started by a shell in the background
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell started this in the background; some tests send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
