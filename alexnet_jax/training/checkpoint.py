@@ -298,6 +298,8 @@ class Checkpoints:
         notes = dict(restored.notes)
         saved = notes.pop(CHECKSUMS, None)
         if saved is None:
+            if any(isinstance(value, dict) for value in notes.values()):  # only the checksums are one
+                raise self._damage(step, "its checksums are not where they were saved")
             hosts.say(
                 f"Checkpoint {step} in {self._folder} has no checksums: an older version of this program saved it."
             )

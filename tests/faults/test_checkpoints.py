@@ -1,6 +1,7 @@
 """Damage to the files of checkpoints: a run gets the same state, or goes back to an older one and says so."""
 
 import collections
+import json
 import shutil
 
 import flax.struct
@@ -11,7 +12,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from alexnet_jax.errors import UsageError
-from alexnet_jax.training.checkpoint import ASIDE, Checkpoints, DamagedError
+from alexnet_jax.training.checkpoint import ASIDE, CHECKSUMS, Checkpoints, DamagedError
 
 # Orbax leaves coroutines behind when it meets a damaged file.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -162,13 +163,24 @@ def test_readers_name_the_damaged_checkpoint_and_offer_the_other(whole, tmp_path
         assert checkpoints.step_of("last") == NEWEST
 
 
-def test_checkpoints_of_before_have_no_checksums_and_it_says_so(tmp_path, capsys, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr("alexnet_jax.training.checkpoint.checksums", lambda flat: {})
-        patched.setattr("alexnet_jax.training.checkpoint.CHECKSUMS", "other notes")
-        with Checkpoints(tmp_path) as checkpoints:
-            checkpoints.save(state_at(4), error=None, notes={"seconds": 1.5})
-    with Checkpoints(tmp_path) as checkpoints:
+def test_checkpoints_of_before_have_no_checksums_and_it_says_so(whole, tmp_path, capsys):
+    def of_before(content):
+        notes = json.loads(content)
+        del notes[CHECKSUMS]
+        return json.dumps(notes).encode()
+
+    workdir = damaged(whole, tmp_path / "w", f"{NEWEST}/notes/metadata", of_before)
+    with Checkpoints(workdir) as checkpoints:
         state, _ = checkpoints.restore_newest(like())
-    assert int(state.step) == 4
-    assert "Checkpoint 4 in" in capsys.readouterr().out
+    assert int(state.step) == NEWEST
+    assert f"Checkpoint {NEWEST} in {workdir}/checkpoints has no checksums" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", range(len(CHECKSUMS)))
+def test_the_name_of_the_checksums_may_be_damaged(at, whole, tmp_path, capsys):
+    """The checkpoint would otherwise seem to be one of before, without checksums."""
+
+    def change(content):
+        return flip(8 * (content.index(CHECKSUMS.encode()) + at) + at % 8)(content)
+
+    assert outcome(damaged(whole, tmp_path / "w", f"{NEWEST}/notes/metadata", change), capsys) == BEST
