@@ -463,6 +463,13 @@ def test_the_ablations_table_by_hand(tmp_path):
     assert (tmp_path / "table.png").exists()
 
 
+def test_the_ablations_table_has_no_row_that_was_not_asked_for(tmp_path):
+    done = {"whole-seed0": {"one_view": errors(12), "ten_views": errors(10)}, "no_fc6-seed0": {"ten_views": errors(9)}}
+    ablations.write(setting_for(tmp_path, only=("whole", "no_lrn")), done)
+    names = [row[0] for row in rows_of(tmp_path / "table.csv")[1:]]
+    assert names == ["nothing", "normalization", "fc6", "all views but the central"]
+
+
 def test_costs_of_views_are_differences_within_runs(tmp_path):
     done = {
         f"whole-seed{n}": {"one_view": errors(11 + n, 3), "ten_views": errors(10 + n + 0.1 * n, 2)} for n in range(3)
