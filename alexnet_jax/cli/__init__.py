@@ -101,7 +101,9 @@ def _add_summary(commands):
         "--devices", type=common.positive, default=2, help="with --communication: the number of devices"
     )
     summary.add_argument(
-        "--tower", type=common.positive, help="with --communication: number of devices that share the towers; default 2"
+        "--tower",
+        type=common.positive,
+        help="with --communication: number of devices that share the towers; default 2, or 1 if they cannot",
     )
     summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as in config.mesh")
     summary.set_defaults(run=_summary)
