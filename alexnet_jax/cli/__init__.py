@@ -103,7 +103,8 @@ def _add_summary(commands):
     summary.add_argument(
         "--tower",
         type=common.positive,
-        help="with --communication: number of devices that share the towers; default 2, or 1 if they cannot",
+        help="with --communication: number of devices that share the towers; default 2, or 1 for a network of one "
+        "tower and for weird_trick",
     )
     summary.add_argument("--placement", choices=("towers", "weird_trick"), default="towers", help="as in config.mesh")
     summary.set_defaults(run=_summary)

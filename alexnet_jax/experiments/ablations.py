@@ -121,8 +121,8 @@ def write(setting: Setting, done: Outcomes) -> str:
     rows, marks = [], []
     for name, row in ROWS.items():
         errors, count = _errors(setting, done, name, most)
-        left_out = setting.only and name not in setting.only and count == "0"  # by the user
-        if applies(name, setting.config) and not left_out:
+        asked = not setting.only or name in setting.only
+        if applies(name, setting.config) and (asked or count != "0"):
             rows.append(_row(row, count, errors, None if name == WHOLE else whole))
             if name != WHOLE and len(errors) and len(whole):
                 marks.append(tables.Mark(row.words, _cost(errors, whole)[0], row.paper[0]))
