@@ -54,13 +54,20 @@ def start(workdir, data_dir, *arguments, devices=1, environment=None, cwd=ROOT, 
     return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
 
 
-def start_two(workdir, data_dir, *arguments, each=((), ()), cwds=(ROOT, ROOT), programs=(ROOT / "main.py",) * 2):
+PATIENT, QUICK = "--timeout=1000", "--timeout=20"
+"""Seconds without a sign of life after which a process counts as lost. JAX counts them with the clock of the day: if
+that is set forward by more (a virtual machine that was paused does so), all processes count as lost."""
+
+
+def start_two(
+    workdir, data_dir, *arguments, timeout=PATIENT, each=((), ()), cwds=(ROOT, ROOT), programs=(ROOT / "main.py",) * 2
+):
     """Two processes with one device each, by the flags."""
     port = free_port()
     return [
         start(
             workdir, data_dir, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={process}",
-            "--timeout=20", *arguments, *each[process], cwd=cwds[process], program=programs[process],
+            timeout, *arguments, *each[process], cwd=cwds[process], program=programs[process],
         )
         for process in range(2)
     ]  # fmt: skip
@@ -113,7 +120,7 @@ def test_two_processes_that_slurm_starts_train_the_towers_as_one_does(alone, dat
     }  # fmt: skip
     processes = [
         start(
-            tmp_path, data_dir, "--config.mesh.tower=2",
+            tmp_path, data_dir, PATIENT, "--config.mesh.tower=2",
             environment={**job, "SLURM_PROCID": str(process), "SLURM_LOCALID": str(process)},
         )
         for process in range(2)
@@ -190,7 +197,7 @@ def wait_for_checkpoint(workdir, processes, step=8):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_when_one_process_is_killed_the_other_ends_and_both_resume(victim, two_devices, data_dir, tmp_path):
-    processes = start_two(tmp_path, data_dir)
+    processes = start_two(tmp_path, data_dir, timeout=QUICK)
     wait_for_checkpoint(tmp_path, processes)
     processes[victim].send_signal(signal.SIGKILL)
     began = time.monotonic()
@@ -239,7 +246,7 @@ def test_an_image_that_one_process_cannot_read_ends_both(data_dir, tmp_path):
             Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(path)
     workdir, arguments = tmp_path / "run", (f"--config.dataset=folder:{images}", "--config.batch_size=16")
     arguments += ("--config.eval_batch_size=4", "--config.data_on_device=never")
-    processes = start_two(workdir, data_dir, *arguments, "--config.num_steps=2000")
+    processes = start_two(workdir, data_dir, *arguments, "--config.num_steps=2000", timeout=QUICK)
     wait_for_checkpoint(workdir, processes)
     for path in images.glob("train/class3/*.png"):
         path.write_text("I am no image any more")
@@ -257,7 +264,7 @@ def test_a_workdir_that_is_not_shared_is_refused(data_dir, tmp_path):
     processes = [
         start(
             tmp_path / f"disk{process}", data_dir, f"--coordinator=localhost:{port}", "--num_processes=2",
-            f"--process_id={process}",
+            f"--process_id={process}", PATIENT,
         )
         for process in range(2)
     ]  # fmt: skip
