@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from alexnet_jax.doctor.findings import Findings, ok, problem, warning
 from alexnet_jax.errors import UsageError
-from alexnet_jax.files import local
+from alexnet_jax.files import copies, local
 from alexnet_jax.network import networks
 from alexnet_jax.network.architectures import towers_of
 from alexnet_jax.training import setup
@@ -115,7 +115,8 @@ def disk(config, workdir: Path, recipe: Recipe | None) -> Findings:
         return
     size = setup.state_bytes(recipe)
     place, free = _existing(workdir), shutil.disk_usage(_existing(workdir)).free
-    seen = f"{_gb(free)} free at {workdir}"
+    where, remedy = copies.disk_of(workdir)
+    seen = f"{_gb(free)} free at {where}"
     wanted = (
         f"{setup.STATES_KEPT} checkpoints of {_gb(size)} (best, last, the next) need {_gb(setup.STATES_KEPT * size)}"
     )
@@ -124,7 +125,7 @@ def disk(config, workdir: Path, recipe: Recipe | None) -> Findings:
             "disk of the workdir", f"{place} cannot be written to. Give another --workdir, or change its permissions."
         )
     elif free < setup.STATES_KEPT * size:
-        yield problem("disk of the workdir", f"{seen}; {wanted}. Make room, or give another --workdir.")
+        yield problem("disk of the workdir", f"{seen}; {wanted}. Make room, or {remedy}.")
     else:
         yield ok("disk of the workdir", f"{seen}; {wanted}")
 

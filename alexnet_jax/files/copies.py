@@ -55,6 +55,13 @@ def named(text: str) -> str:
     return text
 
 
+def disk_of(folder: Path) -> tuple[str, str]:
+    """Where a local folder takes its space, and what to do to use another disk, for messages."""
+    if copy := copy_of(folder):
+        return f"{cache()} (the local copy of {copy.address})", "set ALEXNET_CACHE_DIR to a folder on another disk"
+    return str(folder), "give another --workdir"
+
+
 @contextlib.contextmanager
 def opened(
     path: str | Path, name: str, use: Literal["read", "add", "run"] = "read", *, lease: Lease | None = None

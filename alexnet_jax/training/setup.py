@@ -20,7 +20,7 @@ from alexnet_jax.data import batches, sources, survey
 from alexnet_jax.errors import UsageError
 from alexnet_jax.evaluation.errors import Errors
 from alexnet_jax.evaluation.evaluate import evaluate
-from alexnet_jax.files import read_json, write_whole
+from alexnet_jax.files import copies, read_json, write_whole
 from alexnet_jax.network import architectures, networks, towers
 from alexnet_jax.network.model import AlexNet
 from alexnet_jax.training.checkpoint import Checkpoints, DamagedError
@@ -152,11 +152,9 @@ def state_bytes(recipe: Recipe) -> int:
 def _check_space(run):
     """Raises UsageError if the disk of the workdir cannot hold two checkpoints: the last, and the next one."""
     needed, free = 2 * state_bytes(run.recipe), shutil.disk_usage(run.workdir).free
+    (place, remedy), need = copies.disk_of(run.workdir), f"two checkpoints need {needed / 1e6:,.1f} MB"
     if free < needed:
-        raise UsageError(
-            f"{run.workdir} has {free / 1e6:,.1f} MB free, but two checkpoints need {needed / 1e6:,.1f} MB. Free some "
-            "space, or give another --workdir."
-        )
+        raise UsageError(f"{place} has {free / 1e6:,.1f} MB free, but {need}. Free some space, or {remedy}.")
 
 
 def _tell_empty_classes(data, label_counts):

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.doctor import machine
 from alexnet_jax.errors import UsageError
+from alexnet_jax.files import copies
+from alexnet_jax.network.towers import ONE_DEVICE
 from alexnet_jax.training import checkpoint, loop, setup
 from alexnet_jax.training.checkpoint import Checkpoints, SaveError
 from tests.faults.test_checkpoints import like, state_at
@@ -28,6 +31,21 @@ def test_too_little_space_is_told_before_the_first_step(tmp_path, monkeypatch, f
     with pytest.raises(UsageError, match=r"has 1.0 MB free, but two checkpoints need [\d.]+ MB. Free some space"):
         setup.set_up(config_for(folder, eval_batch_size=8), tmp_path / "w")
     assert not (tmp_path / "w/config.json").exists()
+
+
+def test_for_a_workdir_in_a_store_the_disk_is_that_of_the_local_copy(tmp_path, monkeypatch, folder):  # noqa: F811
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(setup.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    monkeypatch.setenv("ALEXNET_CACHE_DIR", str(tmp_path))
+    copy = copies.Copy("gs://bucket/run", tmp_path / "w", "read", None)
+    monkeypatch.setattr(copies, "copy_of", lambda folder: copy)
+    place = rf"^{tmp_path} \(the local copy of gs://bucket/run\) has 1.0 MB free, .* ALEXNET_CACHE_DIR to a folder"
+    with pytest.raises(UsageError, match=place):
+        setup.set_up(config_for(folder, eval_batch_size=8), tmp_path / "w")
+    config = config_for(folder)
+    *_, found = machine.disk(config, tmp_path / "w", setup.recipe_for(config, setup.open_data(config), ONE_DEVICE))
+    assert found.text.startswith(f"1.0 MB free at {tmp_path} (the local copy of gs://bucket/run); 3 checkpoints of ")
+    assert found.text.endswith("set ALEXNET_CACHE_DIR to a folder on another disk.")
 
 
 @pytest.mark.parametrize(
