@@ -12,9 +12,9 @@ PATIENCE = 2000  # a run that is still at chance after this many steps says so, 
 MEASURED: dict[str, tuple[int, str]] = {
     "QUICKSTART": (62, "4,000 digits"),
     "LENET5": (63, "4,000 digits"),
-    "PAPER": (85, "ImageNette, 9,469 photographs"),
-    "PAPER_FAN_IN": (61, "ImageNette, 3,000 photographs"),
-    "PAPER_QUARTER_FAN_IN": (77, "ImageNette, 9,469 photographs"),
+    "PAPER": (85, "Imagenette, 9,469 photographs"),
+    "PAPER_FAN_IN": (61, "Imagenette, 3,000 photographs"),
+    "PAPER_QUARTER_FAN_IN": (77, "Imagenette, 9,469 photographs"),
     "CIFAR_80SEC": (38, "CIFAR-10"),
     "CIFAR_18PCT": (78, "CIFAR-10"),
 }
