@@ -35,8 +35,9 @@ def _one_of(*values: str) -> Field:
     return Field(str, "one of " + ", ".join(values), lambda value: value in values)
 
 
-_POSITIVE = Field(int, "an integer of at least 1", lambda value: value >= 1)
-_NOT_NEGATIVE = Field(int, "an integer of at least 0", lambda value: value >= 0)
+# The step, and what is compared with it, is an int32; a key is made of 32 bits of the seed.
+_POSITIVE = Field(int, "an integer of at least 1, below 2^31", lambda value: 1 <= value < 2**31)
+_NOT_NEGATIVE = Field(int, "an integer of at least 0, below 2^31", lambda value: 0 <= value < 2**31)
 _SHARE = Field(float, "a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
 _ABOVE_ZERO = Field(float, "a number above 0", lambda value: value > 0)
 _AT_LEAST_ZERO = Field(float, "a number of at least 0", lambda value: value >= 0)

@@ -293,9 +293,14 @@ def share(folder: Path) -> None:
     mark = folder / gather(f".shared-{uuid.uuid4().hex}")[0]
 
     def leave_mark():
-        folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0 and shared:
-            mark.touch()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0 and shared:
+                mark.touch()
+        except OSError as error:
+            raise UsageError(
+                f"{folder} cannot be written to ({error.strerror}). Give another --workdir, or change its permissions."
+            ) from error
 
     def find_mark():
         if shared and not mark.exists():

@@ -186,7 +186,7 @@ def test_the_command_ends_with_1_after_a_problem_and_tells_the_rest(not_timed, f
 @pytest.mark.parametrize(
     ("changes", "check", "wanted"),
     [
-        ({"batch_size": 0}, "config", "config.batch_size is 0; accepted is an integer of at least 1. "),
+        ({"batch_size": 0}, "config", "config.batch_size is 0; accepted is an integer of at least 1, below 2^31. "),
         ({"accumulate": 3}, "devices", "config.batch_size is 8; accepted are multiples of 3"),
         ({"dataset": "digitz"}, "dataset", "dataset 'digitz' is not known; did you mean 'digits'?"),
         ({"eval_split": "test"}, "dataset", "has no split 'test'; it has "),
@@ -244,7 +244,7 @@ def test_flags_give_the_config_that_main_trains_with():
     ("fields", "wanted"),
     [
         (["--config.batchsize=3"], "config has no field 'batchsize'; did you mean 'batch_size'?"),
-        (["--config.batch_size=abc"], "config.batch_size is 'abc'; accepted is an integer of at least 1. "),
+        (["--config.batch_size=abc"], "config.batch_size is 'abc'; accepted is an integer of at least 1, below 2^31. "),
         (["--wrong=3"], "Unknown command line flag 'wrong'"),
         (["batch_size=3"], "unknown arguments: batch_size=3; fields are set as --config.FIELD=VALUE"),
     ],
@@ -691,12 +691,12 @@ def test_images_that_cannot_be_read_leave_the_speed_unknown(run_of):
 def test_a_training_set_on_the_devices_does_not_wait_for_the_loader(run_of, monkeypatch):
     run = run_of(0.0)
     monkeypatch.setattr(speed, "measure", lambda run: speed.Rates(loader=10, step=1000, together=10, compiling=1))
-    monkeypatch.setattr(speed.feed, "free_memory", lambda: 1e9)
+    monkeypatch.setattr(speed.feed, "free_memory", lambda together: 1e9)
     fast, duration = speed.who_waits(run)
     assert (fast.level, fast.check) == ("ok", "speed")
     assert fast.text == "images/s: 1,000; the training images are decoded once and stay on the devices"
     assert "about 0:00:08 for 1,000 steps" in duration.text
-    monkeypatch.setattr(speed.feed, "free_memory", lambda: 0.0)
+    monkeypatch.setattr(speed.feed, "free_memory", lambda together: 0.0)
     slow, duration = speed.who_waits(run)
     assert slow.level == "warning"
     assert "about 0:13:20 for 1,000 steps" in duration.text

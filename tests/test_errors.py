@@ -232,7 +232,7 @@ USAGE = "usage: python main.py --config=configs/alexnet.py --workdir=FOLDER [--c
         ),
         (
             "--config.batch_size=abc",
-            "config.batch_size is 'abc'; accepted is an integer of at least 1. "
+            "config.batch_size is 'abc'; accepted is an integer of at least 1, below 2^31. "
             "Set --config.batch_size to such a value.",
         ),
         (

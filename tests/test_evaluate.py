@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import AlexNet, Dense, Flatten, Input
+from alexnet_jax.errors import UsageError
 from alexnet_jax.evaluation.evaluate import evaluate
 from alexnet_jax.network import towers
 from alexnet_jax.training.augment import ColorPCA
@@ -26,6 +27,9 @@ class Images:
 
     def __len__(self):
         return len(self.images)
+
+    def describe(self, index):
+        return f"image {index}"
 
     def read(self, indices):
         return [png(self.images[i]) for i in indices], self.labels[indices]
@@ -102,6 +106,15 @@ def test_the_mean_of_the_centre_is_subtracted_from_every_view_where_the_recipe_s
         assert loss == pytest.approx(by_numpy(source, statistics, params, views, at)[2], rel=1e-5)
     if views == 10:
         assert losses["crop"] != pytest.approx(losses["center"], rel=1e-3)
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_a_label_of_no_class_is_refused(problem, label):
+    source, statistics, params = problem
+    wrong = Images(source.images, np.where(np.arange(EXAMPLES) == 9, label, source.labels).astype(np.int32))
+    network = AlexNet(LINEAR, placement=towers.place(LINEAR, devices=jax.devices()[:1]))
+    with pytest.raises(UsageError, match=f"image 9 has the label {label}; accepted are 0 to {CLASSES - 1}"):
+        evaluate(params, wrong, statistics, network=network, batch_size=4)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])

@@ -138,19 +138,19 @@ NEEDED = IMAGES * 32 * 32 * 3
 )
 def test_when_a_set_is_put_on_the_devices(folder, tmp_path, monkeypatch, choice, steps, free, stays):  # noqa: F811
     run = run_for(folder, tmp_path, data_on_device=choice, num_steps=24)
-    monkeypatch.setattr(feed, "free_memory", lambda: float(free))
+    monkeypatch.setattr(feed, "free_memory", lambda together: float(free))
     assert 24 * BATCH == 4 * IMAGES
     assert feed.choose(run, 24 - steps) == (stays, "")
 
 
 def test_a_set_that_is_too_large_stays_on_the_host_with_a_word(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     run = run_for(folder, tmp_path)
-    monkeypatch.setattr(feed, "free_memory", lambda: 4.0 * NEEDED - 1)
+    monkeypatch.setattr(feed, "free_memory", lambda together: 4.0 * NEEDED - 1)
     assert isinstance(feed.feed(run, 0), feed.FromHost)
-    assert "training images take 0.0 GB, and a device has 0.0 GB free: they are read" in capsys.readouterr().out
-    monkeypatch.setattr(feed, "free_memory", lambda: NEEDED - 1.0)
+    assert "training images take 0.0 GB, and 0.0 GB are free for them: they are read" in capsys.readouterr().out
+    monkeypatch.setattr(feed, "free_memory", lambda together: NEEDED - 1.0)
     run = dataclasses.replace(run, config=config_for(folder, data_on_device="always"))
-    with pytest.raises(UsageError, match=r"0\.0 GB free\. Set --config\.data_on_device=auto or never"):
+    with pytest.raises(UsageError, match=r"0\.0 GB are free for them\. Set --config\.data_on_device=auto or never"):
         feed.feed(run, 0)
 
 
@@ -164,7 +164,10 @@ def test_the_free_memory_of_devices(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(100, 30), Device(100, 50)])
     assert feed.free_memory() == 50
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(None, 0)])
+    monkeypatch.setattr(hosts, "free_memory", lambda: None)
     assert feed.free_memory() == float("inf")
+    monkeypatch.setattr(hosts, "free_memory", lambda: 60)  # the host decodes the images first
+    assert feed.free_memory(together=2) == 30
     monkeypatch.undo()
     monkeypatch.setattr(hosts, "free_memory", lambda: 800)
     assert feed.free_memory() == 800 / len(jax.local_devices())

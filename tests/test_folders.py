@@ -105,9 +105,18 @@ def test_a_link_to_a_folder_is_followed_but_not_in_a_circle(tmp_path):
     (tmp_path / "in/train/cat/more").symlink_to(tmp_path / "other")
     (tmp_path / "in/train/dog/again").symlink_to(tmp_path / "in/train")
     (tmp_path / "in/train/dog/gone.jpg").symlink_to(tmp_path / "nothing")
+    (tmp_path / "in/train/dog/itself.jpg").symlink_to(tmp_path / "in/train/dog/itself.jpg")
     data = opened(tmp_path / "in")
     assert sorted(names_of(data.train, tmp_path / "in/train")) == ["cat/1.png", "cat/more/9.png", "dog/1.png"]
-    assert "2 files that are not images" in data.remarks[0]
+    assert "3 files that are not images" in data.remarks[0]
+
+
+def test_a_name_that_is_not_utf8_is_told_if_it_is_no_image(tmp_path):
+    write(tmp_path, both())
+    Path(tmp_path / "train/cat", os.fsdecode(b"\xdcbersicht.txt")).write_text("x")
+    (told,) = opened(tmp_path).remarks
+    assert told.encode().startswith(f"Left out of folder:{tmp_path}: 1 file that is not an image".encode())
+    assert r"\udcdcbersicht.txt" in told
 
 
 def test_the_classes_are_those_of_the_splits_that_are_used(tmp_path):

@@ -345,6 +345,25 @@ def test_another_network_in_the_workdir_is_refused(folder, uncut, tmp_path):
         loop.train(config_for(folder, num_classes=12), tmp_path)
 
 
+def test_a_network_may_have_more_classes_than_the_data(folder, tmp_path, capsys):
+    run = setup.set_up(config_for(folder, num_classes=12), tmp_path)
+    assert run.recipe.network.architecture[-1].units == 12
+    assert "has no examples of class 10, class 11: 2 of 12 classes" in capsys.readouterr().out
+
+
+def test_a_workdir_that_cannot_be_made_is_told_before_the_data_is_read(folder, tmp_path, monkeypatch):
+    real = Path.mkdir
+
+    def refuses(path, *arguments, **options):
+        if path.is_relative_to(tmp_path):
+            raise PermissionError(13, "Permission denied", str(path))
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuses)
+    with pytest.raises(UsageError, match=r"/run cannot be written to \(Permission denied\)\. Give another --workdir"):
+        loop.train(config_for(folder), tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "error"), [("quickstart", 5.0), pytest.param("lenet5", 3.0, marks=pytest.mark.long)]

@@ -325,6 +325,19 @@ def test_records_that_cannot_be_read_by_random_access_are_refused(tmp_path):
     assert len(open_it("tiny_squares", tmp_path / "again").train) == 5
 
 
+def test_a_version_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"TFDS cannot open the dataset 'tiny_squares:9\.9\.9': "):
+        open_it("tiny_squares:9.9.9", tmp_path)
+
+
+def test_a_home_folder_is_found_also_where_no_shell_writes_it_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert len(open_it("tiny_squares", "~/data").train) == 5
+    assert (tmp_path / "home/data/tiny_squares").is_dir()
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

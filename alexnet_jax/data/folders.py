@@ -6,6 +6,7 @@
 - The order of the images is that of the digests of their names. So it is mixed, and the same on each machine.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -54,11 +55,18 @@ def visible(folder: str | Path) -> list[os.DirEntry]:
         raise UsageError(f"{folder} cannot be read ({error.strerror}). Give a folder that can be read.") from error
 
 
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, or a link to one; a link that cannot be followed is none."""
+    with contextlib.suppress(OSError):
+        return entry.is_dir()
+    return False
+
+
 def splits_of(root: Path) -> list[str]:
     """The names of the splits of a folder. Raises UsageError if there is no such folder."""
     if not root.is_dir():
         raise UsageError(f"folder:{root}: there is no such folder. Give the path of a folder; {LAYOUT}.")
-    return [entry.name for entry in visible(root) if entry.is_dir()]
+    return [entry.name for entry in visible(root) if is_folder(entry)]
 
 
 def list_images(root: Path, splits: Sequence[str], more: Sequence[str] = ()) -> Listed:
@@ -119,7 +127,7 @@ def _by_class(folder: Path, left_out: list[str], strict: bool) -> dict[str, list
     """The (name, path) of the images of each class folder; adds the paths of what is not an image to left_out."""
     found = {}
     for entry in visible(folder):
-        if entry.is_dir():
+        if is_folder(entry):
             if entry.name != entry.name.strip():  # TFDS would read it without the blanks
                 raise UsageError(
                     f"{entry.path!r}: the name of a class must not start or end with a blank. Rename that folder."
@@ -141,7 +149,7 @@ def _by_class(folder: Path, left_out: list[str], strict: bool) -> dict[str, list
 def _images(folder: str, above: tuple[str, ...], left_out: list[str]) -> Iterator[str]:
     above = (*above, os.path.realpath(folder))
     for entry in visible(folder):
-        if entry.is_dir():
+        if is_folder(entry):
             if os.path.realpath(entry.path) in above:  # a link to a folder that contains it
                 left_out.append(entry.path)
             else:
@@ -153,7 +161,9 @@ def _images(folder: str, above: tuple[str, ...], left_out: list[str]) -> Iterato
 
 
 def _is_image(entry):
-    return entry.is_file() and os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    with contextlib.suppress(OSError):  # as in is_folder
+        return entry.is_file() and os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    return False
 
 
 def _about_classes(root, classes, found):
@@ -176,4 +186,5 @@ def _files(paths):
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    printable = [name.encode(errors="backslashreplace").decode() for name in names[:most]]  # not all are UTF-8
+    return ", ".join(printable) + (", ..." if len(names) > most else "")

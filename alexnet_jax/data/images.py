@@ -25,6 +25,11 @@ _UPRIGHT = {  # EXIF orientation -> the stored square turned upright
 }
 
 
+# Warnings of the JPEG library, for which simplejpeg refuses an image: they come with images of TFDS's cats_vs_dogs, of
+# Samsung phones, and of Adobe's programs.
+_HARMLESS = "extraneous bytes", "Invalid SOS parameters", "Unknown Adobe color transform"
+
+
 class _OtherFormatError(ImageError):
     """Not a JPEG, PNG, GIF or BMP."""
 
@@ -126,7 +131,7 @@ def _decode_plain(encoded, at_least=0, buffer=None):
     try:
         return simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer, **reduced)
     except ValueError as error:
-        if "extraneous bytes" not in str(error):  # only a warning (for many images of TFDS's cats_vs_dogs)
+        if not any(warning in str(error) for warning in _HARMLESS):
             raise ImageError(str(error)) from error
     image = _decode_other(encoded)
     if buffer is None:

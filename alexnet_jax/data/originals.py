@@ -182,7 +182,7 @@ def _imagenet_splits(root: Path, names: list[str]) -> dict[str, list[Original]]:
 
 def _imagenet_files(folder: Path) -> Iterator[Original]:
     for entry in folders.visible(folder):
-        if entry.is_dir():
+        if folders.is_folder(entry):
             for file in folders.visible(entry):
                 if not file.is_file():
                     raise UsageError(f"{file.path} is not a file; accepted is SPLIT/CLASS/FILE. Move it away.")

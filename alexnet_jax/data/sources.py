@@ -179,8 +179,8 @@ def open_dataset(
     if stores.is_address(data_dir):
         builder, cached = cloud.open_builder(name, data_dir, image_size)
     else:
-        local_folder(data_dir or tfds.core.constants.DATA_DIR, "--config.data_dir")  # TFDS would make a folder named ~
-        builder, cached = _builder(name, data_dir, image_size), None
+        place = local_folder(data_dir or tfds.core.constants.DATA_DIR, "--config.data_dir")
+        builder, cached = _builder(name, data_dir and str(place), image_size), None  # TFDS would make a folder named ~
     splits = _choose_splits(name, builder.info.splits, train_split, eval_split)
     for split in splits:
         if not builder.info.splits[split].num_examples:
@@ -260,6 +260,8 @@ def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuil
     arguments = {"data_dir": data_dir or None}
     try:
         builder = Digits(**arguments) if name == "digits" else tfds.builder(name, **arguments)
+    except (AssertionError, ImportError) as error:  # no such version; or the dataset needs another package
+        raise UsageError(f"TFDS cannot open the dataset {name!r}: {error} Correct --config.dataset.") from error
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: a name cannot have this form
         close = difflib.get_close_matches(name, ["digits", *tfds.list_builders(with_community_datasets=False)])
         close = [f"folder:{name}"] if os.path.isdir(os.path.expanduser(name)) else close

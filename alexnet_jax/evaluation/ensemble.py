@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from alexnet_jax.convert import Weights
+from alexnet_jax.data import survey
 from alexnet_jax.data.sources import Source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.evaluation.errors import Errors
@@ -96,10 +97,15 @@ def check(members: Sequence[Member]) -> None:
 
 
 def predict(trained: Trained, source: Source, member: Member, views: int) -> Predictions:
-    """The predictions of a network for a whole split; views as in errors.predict."""
+    """The predictions of a network for a whole split; views as in errors.predict.
+
+    Raises:
+      UsageError: if a label is none of the network's classes.
+    """
     rows, labels = [], []
     with tqdm(total=len(source), unit="image", disable=None) as bar:
         for probabilities, there in trained.over(source, lambda images: trained.probabilities(images, views)):
+            survey.check_labels(there, probabilities.shape[-1], lambda i: source.describe(bar.n + i))
             rows.append(probabilities)
             labels.append(there)
             bar.update(len(there))

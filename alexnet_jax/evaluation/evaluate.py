@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from alexnet_jax.data import batches
+from alexnet_jax.data import batches, survey
 from alexnet_jax.evaluation.errors import Errors, count_errors
 
 
@@ -24,6 +24,7 @@ def evaluate(
       interrupted: called before each batch; if it returns True, the evaluation stops and the result is None.
 
     Raises:
+      UsageError: if a label is none of the network's classes.
       FloatingPointError: if the loss is not finite.
     """
     image_size = statistics.mean_image.shape[0]
@@ -33,6 +34,10 @@ def evaluate(
     for batch in batches.eval_batches(source, batch_size=batch_size, image_size=image_size, rows=rows):
         if interrupted():
             return None
+        kept, labels = batch["mask"], batch["label"]
+        survey.check_labels(
+            labels[kept], network.architecture[-1].units, lambda i, at=batch["index"][kept]: source.describe(int(at[i]))
+        )
         batch = placement.put(batch, batch_size)
         running.append(
             count_errors(params, batch, statistics.mean_image, network=network, views=views, mean_at=mean_at)

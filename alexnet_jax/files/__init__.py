@@ -40,7 +40,11 @@ def local_folder(path: str | Path, name: str) -> Path:
     """As local, for a folder that may not exist yet. Also raises UsageError if it is a file."""
     folder = local(path, name)
     for part in (folder, *folder.parents):
-        if part.exists() and not part.is_dir():
+        try:
+            is_file = part.exists() and not part.is_dir()
+        except OSError as error:  # such as a folder that this user may not look into
+            raise UsageError(f"{name} is {path}, but {part}: {error.strerror}. Give another folder.") from error
+        if is_file:
             raise UsageError(
                 f"{name} is {path}, but {part} is a file. Give a folder, or a name that does not exist yet."
             )

@@ -7,6 +7,7 @@ numbers of the images of each step, and on accelerators one program takes severa
 import contextlib
 import dataclasses
 import math
+import platform
 
 import jax
 import numpy as np
@@ -97,8 +98,8 @@ def feed(run: Run, start: int) -> FromHost | OnDevice:
 def choose(run: Run, start: int) -> tuple[bool, str]:
     """Whether the training set will be on the devices, for a run that continues after step `start`.
 
-    With "auto" it is if the rest of the run sees each image at least once, and the images take at most SHARE of a
-    device's free memory. All processes choose alike.
+    With "auto" it is if the rest of the run sees each image at least once, and the images take at most SHARE of the
+    free memory of each device and of the host, which decodes them. All processes choose alike.
 
     Returns:
       The choice, and a sentence if the set is too large for "auto".
@@ -110,23 +111,28 @@ def choose(run: Run, start: int) -> tuple[bool, str]:
     seen = (run.stop - start) * run.config.batch_size
     if choice == "never" or seen <= 0 or (choice == "auto" and seen < examples):
         return False, ""
-    free = min(map(float, hosts.gather(str(free_memory()))))
+    together = hosts.gather(platform.node()).count(platform.node())  # processes on this host
+    free = min(map(float, hosts.gather(str(free_memory(together)))))
     needed = examples * run.config.image_size**2 * 3
     if needed <= (SHARE if choice == "auto" else 1) * free:
         return True, ""
-    words = f"The decoded training images take {needed / 1e9:,.1f} GB, and a device has {free / 1e9:,.1f} GB free"
+    words = f"The decoded training images take {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free for them"
     if choice == "always":
         raise UsageError(f"{words}. Set --config.data_on_device=auto or never: they are then read in each epoch.")
     return False, f"{words}: they are read and decoded in each epoch."
 
 
-def free_memory() -> float:
-    """Bytes for a copy of the images on each device of this process; infinite if they are not known."""
-    devices = jax.local_devices()
+def free_memory(together: int = 1) -> float:
+    """Bytes for a copy of the images on each device of this process, and for one on the host; infinite if not known.
+
+    Args:
+      together: number of processes that share the memory of the host.
+    """
+    devices, host = jax.local_devices(), (hosts.free_memory() or math.inf) / together
     if devices[0].platform == "cpu":
-        return (hosts.free_memory() or math.inf) / len(devices)
+        return host / len(devices)
     found = [device.memory_stats() or {} for device in devices]
-    return min(stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0) for stats in found)
+    return min(host, *(stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0) for stats in found))
 
 
 def decoded(source, image_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -41,8 +41,8 @@ def train(config, workdir, *, until: Callable[[], bool] = lambda: False) -> dict
       KeyboardInterrupt: if Ctrl-C stopped the run (its state is saved).
     """
     with hosts.workdir(workdir, "run") as folder:
-        run = open_run(config, folder)
         try:
+            run = open_run(config, folder)
             with hosts.alone(folder):
                 return _train(begin(run), until)
         except OSError as error:

@@ -160,7 +160,8 @@ def _check_space(run):
 def _tell_empty_classes(data, label_counts):
     if label_counts is None or data.remarks:  # for a folder, the remarks have said so
         return
-    if empty := [data.class_names[k] if data.class_names else f"class {k}" for k in np.flatnonzero(label_counts == 0)]:
+    names = dict(enumerate(data.class_names or ()))  # the network may have more classes than the data
+    if empty := [names.get(k, f"class {k}") for k in np.flatnonzero(label_counts == 0)]:
         named = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
         hosts.say(
             f"{data.train.name} has no examples of {named}: {len(empty):,} of {len(label_counts):,} classes, which "
