@@ -228,6 +228,8 @@ def check_resumable(config: ml_collections.ConfigDict, saved: ml_collections.Con
             )
         if name == "dataset" and all(str(config[name]).startswith("folder:") for config in (now, before)):
             continue  # images may be moved; setup.check_contents compares what is in the folders
+        if name == "pretrained" and Path(now[name]).name == Path(before[name]).name:
+            continue  # it may be moved, and only a run that begins reads it
         if name == "architecture" and now[name].upper() == before[name].upper():
             continue
         if now[name] != before[name]:

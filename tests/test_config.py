@@ -248,6 +248,12 @@ def test_a_resumed_run_may_change_what_does_not_change_a_step_and_nothing_else(n
     assert "another --workdir" in message
 
 
+def test_pretrained_weights_may_be_moved(tmp_path):
+    before, now = alexnet.get_config(), alexnet.get_config()
+    before.pretrained, now.pretrained = "/tmp/a/weights.safetensors", "/tmp/b/weights.safetensors"
+    config_lib.check_resumable(now, before, tmp_path)
+
+
 def test_with_a_cooldown_the_length_of_a_run_is_not_free(tmp_path):
     before, now = folder.get_config(), folder.get_config()
     now.num_steps = before.num_steps + 1000

@@ -266,6 +266,8 @@ def test_alexnet_as_a_pickled_dictionary_is_read_without_running_code(golden, tm
         ),
         (lambda layers: [1, 2], "is not a dictionary of layers"),
         (lambda layers: np.ones(3), "is not a dictionary of layers"),
+        (lambda layers: {name: pair[0] for name, pair in layers.items()}, "is not a dictionary of layers"),
+        (lambda layers: layers | {"epoch": 5}, "is not a dictionary of layers"),
         (lambda layers: {n: p for n, p in layers.items() if n != "fc7"}, "lacks fc7/bias; accepted are conv1/kernel"),
     ],
 )

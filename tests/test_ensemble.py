@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shutil
 
 import flax
 import jax
@@ -343,6 +344,16 @@ def test_what_does_not_fit_is_told_before_anything_runs(workdirs, tmp_path, monk
         run(first, second, f"--save={tmp_path}/none")
     with pytest.raises(UsageError, match="holds no run"):
         run(first, f"--workdir={tmp_path}")
+    for names, wanted in (
+        ("bee0 class1 class2 class3 class4", "trained on the classes bee0, class1, .* now has class0, class1, class2"),
+        (None, "was trained on 2 classes, but folder:.*five now has 5"),
+    ):
+        changed = shutil.copytree(workdirs[0 if names else 2], tmp_path / f"changed_{names}")
+        (changed / "config.json").write_bytes((workdirs[0] / "config.json").read_bytes())
+        if names:
+            (changed / "classes.json").write_text(json.dumps(names.split()))
+        with pytest.raises(UsageError, match=wanted):
+            run(first, f"--workdir={changed}")
     (tmp_path / "config.json").write_bytes((workdirs[0] / "config.json").read_bytes())
     (tmp_path / "statistics.npz").write_bytes((workdirs[0] / "statistics.npz").read_bytes())
     with pytest.raises(UsageError, match="holds no checkpoint"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import fcntl
 import itertools
 import json
@@ -313,6 +314,16 @@ def test_figure_1_says_which_seeds_did_not_get_there(tmp_path):
         ended(tmp_path, f"{network}-rate0.004-seed1", [80, 70] if network == "tanh" else [80, 25])
     text = figure1.write(setting_for(tmp_path, cifar10.get_config()), runs.outcomes(tmp_path))
     assert "relu: 1.5 ± 0.0 epochs\ntanh: 1.5 epochs; 1 of 2 seeds did not reach it\n" in text
+    assert "times as many" not in text
+
+
+def test_figure_1_has_no_ratio_where_relu_did_not_get_there(tmp_path):
+    for network in ("relu", "tanh"):
+        for rate, epochs in (("0.004", 2), ("0.008", 4), ("0.002", 4)):
+            ended(tmp_path, f"{network}-rate{rate}-seed0", [80] * (epochs - 1) + [25])
+        ended(tmp_path, f"{network}-rate0.004-seed1", [80, 70] if network == "relu" else [80, 25])
+    text = figure1.write(setting_for(tmp_path, cifar10.get_config()), runs.outcomes(tmp_path))
+    assert "relu: 1.5 epochs; 1 of 2 seeds did not reach it" in text
     assert "times as many" not in text
 
 
@@ -669,6 +680,30 @@ def test_only_some_runs_are_made(tmp_path, monkeypatch):
     runs.carry_out(setting, ablations.plan, lambda setting, done: "table")
     expected = ["whole-seed0", "no_lrn-seed0", "whole-seed1", "no_lrn-seed1"]
     assert made == [sorted(expected), *expected]
+
+
+def test_only_may_name_runs_that_are_known_later(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(runs, "make", lambda trial, _: made.append(trial.name))
+    monkeypatch.setattr(runs, "_check", lambda setting, trials: None)
+    monkeypatch.setattr(runs, "outcomes", lambda _: {name: {} for name in made})
+    setting = setting_for(tmp_path, pretrain="digits", only=("pretrain", "finetune"))
+    runs.carry_out(setting, ensembles.plan, lambda setting, done: "table", later=("finetune",))
+    assert made == ["pretrain-seed0", "pretrain-seed1", "finetune-seed0", "finetune-seed1"]
+    made.clear()
+    setting = setting_for(tmp_path, pretrain="digits", only=("finetune",))
+    with pytest.raises(UsageError, match="--only names finetune, but this experiment has the runs cnn, pretrain"):
+        runs.carry_out(setting, ensembles.plan, lambda setting, done: "table", later=("finetune",))
+
+
+def test_where_nothing_can_be_locked_an_experiment_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with runs.alone(tmp_path / "run") as mine:
+        assert mine
+    assert "cannot be locked (No locks available). Start no second process there." in capsys.readouterr().out
 
 
 def test_only_names_runs_and_baseline_has_none(tmp_path):

@@ -282,6 +282,19 @@ def test_each_tab_and_each_layer_shows_something(architecture):
         assert f"{block.name}: " in panels.show(made, "", values_of(weights, image, layer=block.name))["maps"]
 
 
+def test_the_window_of_a_norm_over_all_towers_is_that_of_each_towers_map():
+    architecture = tuple(LRN(alpha=1e-2, sees="all") if isinstance(layer, LRN) else layer for layer in TINY)
+    weights, image = weights_of(architecture), image_of()
+    made = subject.prepare(weights)
+    for tower, seen in ((1, "over maps 1 to 4"), (2, "over maps 4 to 8")):
+        values = values_of(weights, image, tab="lrn", tower=f"tower {tower}", number=2)
+        shown = panels.show(made, "", values)
+        assert not shown["problem"]
+        assert f"Map {4 * (tower - 1) + 2} has " in shown["window"]
+        assert seen in shown["window"]
+        assert "map 2 of 4" in shown["point"]
+
+
 def test_a_change_shows_what_was_before_and_an_error_is_a_sentence():
     weights, image = weights_of(), image_of()
     made = subject.prepare(weights)

@@ -76,6 +76,7 @@ def _ensemble(options):
 def _open(workdir, options):
     """The weights of a run, its evaluation split, and the Member for both."""
     from alexnet_jax import convert
+    from alexnet_jax.errors import UsageError
     from alexnet_jax.evaluation import ensemble
     from alexnet_jax.files import copies
     from alexnet_jax.training import setup
@@ -90,6 +91,17 @@ def _open(workdir, options):
         config.image_size,
         config.train_split,
     )
+    before, now = weights.class_names, opened.class_names
+    if before and now and tuple(before) != tuple(now):
+        raise UsageError(
+            f"{workdir} was trained on the classes {', '.join(before):.99}, but {config.dataset} now has "
+            f"{', '.join(now):.99}. Give the data that it was trained on."
+        )
+    if (opened.num_classes or 0) > (known := weights.architecture[-1].units):
+        raise UsageError(
+            f"{workdir} was trained on {known} classes, but {config.dataset} now has {opened.num_classes}. Give the "
+            "data that it was trained on."
+        )
     return weights, opened.evaluation, ensemble.member_of(weights, opened.evaluation, opened.class_names)
 
 

@@ -87,5 +87,6 @@ def _load(path):
 
 
 def _is_pair(value):
-    floats = [isinstance(array, np.ndarray) and array.dtype.kind == "f" for array in value or ()]
-    return isinstance(value, list | tuple) and floats == [True, True]
+    if not isinstance(value, list | tuple):
+        return False
+    return [isinstance(array, np.ndarray) and array.dtype.kind == "f" for array in value] == [True, True]

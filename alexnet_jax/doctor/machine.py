@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from alexnet_jax.doctor.findings import Findings, ok, problem, warning
 from alexnet_jax.errors import UsageError
-from alexnet_jax.files import copies, local
+from alexnet_jax.files import copies, local, stores
 from alexnet_jax.network import networks
 from alexnet_jax.network.architectures import towers_of
 from alexnet_jax.training import setup
@@ -133,6 +133,8 @@ def disk(config, workdir: Path, recipe: Recipe | None) -> Findings:
 def _data_folder(config):
     if config.dataset.startswith("folder:"):
         return local(config.dataset.removeprefix("folder:"), "folder")
+    if stores.is_address(config.data_dir):
+        return copies.cache()  # the records are kept there
     return local(config.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "--config.data_dir")
 
 

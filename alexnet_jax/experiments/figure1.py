@@ -180,8 +180,8 @@ def _conclusion(chosen):
         known = f"{mean} epochs" if mean else "the fastest learning rate is not known yet"
         lines.append(f"{network}: {known}" + (f"; {late} of {len(epochs)} seeds did not reach it" if late else ""))
     seeds = reached["relu"].keys() & reached["tanh"].keys()
-    ratios = [reached["tanh"][seed] / reached["relu"][seed] for seed in sorted(seeds)]
-    if ratios and max(ratios) < math.inf:
+    if seeds and all(reached[network][seed] < math.inf for network in reached for seed in seeds):
+        ratios = [reached["tanh"][seed] / reached["relu"][seed] for seed in sorted(seeds)]
         means = [np.mean([reached[network][seed] for seed in seeds]) for network in ("tanh", "relu")]
         lines.append(
             f"tanh takes {means[0] / means[1]:.1f} times as many epochs as ReLU ({min(ratios):.1f} to "

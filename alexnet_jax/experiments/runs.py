@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax import hosts
 from alexnet_jax.errors import UsageError
-from alexnet_jax.files import read_json, write_whole
+from alexnet_jax.files import NO_LOCKS, read_json, write_whole
 from alexnet_jax.training import loop, setup
 
 OUTCOME = "outcome.json"
@@ -66,6 +66,7 @@ def carry_out(
     setting: Setting,
     plan: Callable[[Setting, Outcomes], list[Trial]],
     write: Callable[[Setting, Outcomes], str],
+    later: tuple[str, ...] = (),
 ) -> str | None:
     """Makes all missing runs of an experiment, one after the other, and its table.
 
@@ -76,6 +77,7 @@ def carry_out(
       setting: the argument of plan and write.
       plan: function that returns the runs known so far, given the finished ones. It is called again after each run.
       write: function that writes tables and figures of the finished runs, after each run; it returns the table as text.
+      later: names, for `only`, of runs that plan returns only when others are finished.
 
     Returns:
       The table; None after SIGTERM, with the current run saved.
@@ -87,11 +89,11 @@ def carry_out(
     """
     folder, waiting = setting.folder, False
     claim(setting)
-    _check(setting, _chosen(setting, plan(setting, outcomes(folder))))
+    _check(setting, _chosen(setting, plan(setting, outcomes(folder)), later))
     with hosts.Sigterm() as sigterm:
         while not sigterm.check():
             done = outcomes(folder)
-            trials = _chosen(setting, plan(setting, done))
+            trials = _chosen(setting, plan(setting, done), later)
             left = [trial for trial in trials if trial.name not in done]
             if not left:
                 return _write(setting, write)
@@ -161,12 +163,12 @@ def claim(setting: Setting) -> None:
             )
 
 
-def _chosen(setting, trials):
-    """The runs that the user chose; UsageError if a name is not that of any run."""
+def _chosen(setting, trials, later):
+    """The runs that the user chose; UsageError if a name is not that of any run, or if all named runs come later."""
     if not setting.only:
         return trials
-    names = {trial.name.rpartition("-seed")[0] for trial in trials}
-    if unknown := set(setting.only) - names:
+    names, asked = {trial.name.rpartition("-seed")[0] for trial in trials}, set(setting.only)
+    if unknown := asked - names - (set(later) if asked & names else set()):
         raise UsageError(
             f"--only names {', '.join(sorted(unknown))}, but this experiment has the runs {', '.join(sorted(names))}. "
             "Give some of these."
@@ -203,4 +205,8 @@ def alone(folder: Path, *, wait: bool = False):
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"WARNING: {folder} cannot be locked ({error.strerror}). Start no second process there.", flush=True)
         yield True

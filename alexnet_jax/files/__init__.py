@@ -11,6 +11,9 @@ from pathlib import Path
 
 from alexnet_jax.errors import UsageError
 
+NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP
+"""The errors of file systems that know no locks."""
+
 
 def local(path: str | Path, name: str) -> Path:
     """Returns a path that a user gave, with ~ replaced.
@@ -97,8 +100,10 @@ def read_metrics(path: Path) -> list[tuple[str, dict[str, float]]]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, what: str) -> Iterator[None]:
+def alone(folder: Path, what: str) -> Iterator[bool]:
     """Locks a folder for a `with` block. The lock ends with this process, however it ends.
+
+    It yields whether there is a lock: on file systems that know none, it prints a warning and goes on.
 
     Args:
       folder: exists; it gets a file `.lock`, which names the host and the process.
@@ -112,6 +117,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
     with open(folder / ".lock", "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
         except BlockingIOError as error:
             lock.seek(0)
             raise UsageError(
@@ -119,13 +125,14 @@ def alone(folder: Path, what: str) -> Iterator[None]:
                 "or give another folder."
             ) from error
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            if error.errno not in NO_LOCKS:
                 raise
+            locked = False
             print(f"WARNING: {folder} cannot be locked ({error.strerror}). Do not start a second {what} there.")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}\n")
         lock.flush()
-        yield
+        yield locked
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

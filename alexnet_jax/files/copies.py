@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,9 +36,9 @@ def cache() -> Path:
     ALEXNET_CACHE_DIR names it; without, it is alexnet_jax/cloud in the user's cache.
     """
     if given := os.environ.get("ALEXNET_CACHE_DIR"):
-        return local_folder(given, "ALEXNET_CACHE_DIR").absolute()
+        return local_folder(given, "ALEXNET_CACHE_DIR").resolve()
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "alexnet_jax/cloud"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "alexnet_jax/cloud"
     except RuntimeError as error:
         raise UsageError("this user has no home folder for a cache. Set ALEXNET_CACHE_DIR to a folder.") from error
 
@@ -105,6 +106,8 @@ def _put_at_end(copy):
                 copy.put()
         if isinstance(error, UsageError):
             raise type(error)(named(str(error)) + copy.keep()) from error
+        if kept := copy.keep():
+            print(kept.strip(), file=sys.stderr, flush=True)
         raise
 
 
@@ -116,8 +119,9 @@ def _own_folder():
     for folder in copies.iterdir():
         with contextlib.suppress(UsageError, OSError):
             if folder.stat().st_mtime < time.time() - 60:  # a newer one may not have its lock yet
-                with alone(folder, "process"):
-                    shutil.rmtree(folder, ignore_errors=True)
+                with alone(folder, "process") as locked:
+                    if locked:  # where there are no locks, its process may live
+                        shutil.rmtree(folder, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(dir=copies))
     try:
         with alone(folder, "process"):

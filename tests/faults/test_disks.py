@@ -1,7 +1,10 @@
 """Disks that are full or gone: one sentence, and nothing that was saved is lost."""
 
 import collections
+import errno
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 
@@ -12,7 +15,7 @@ import pytest
 from alexnet_jax import config as config_lib
 from alexnet_jax.doctor import machine
 from alexnet_jax.errors import UsageError
-from alexnet_jax.files import copies
+from alexnet_jax.files import copies, stores
 from alexnet_jax.network.towers import ONE_DEVICE
 from alexnet_jax.training import checkpoint, loop, setup
 from alexnet_jax.training.checkpoint import Checkpoints, SaveError
@@ -46,6 +49,48 @@ def test_for_a_workdir_in_a_store_the_disk_is_that_of_the_local_copy(tmp_path, m
     *_, found = machine.disk(config, tmp_path / "w", setup.recipe_for(config, setup.open_data(config), ONE_DEVICE))
     assert found.text.startswith(f"1.0 MB free at {tmp_path} (the local copy of gs://bucket/run); 3 checkpoints of ")
     assert found.text.endswith("set ALEXNET_CACHE_DIR to a folder on another disk.")
+
+
+def test_the_disk_of_data_in_a_store_is_that_of_the_cache(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.setenv("ALEXNET_CACHE_DIR", str(tmp_path / "link"))
+    assert copies.cache() == tmp_path / "there"  # as a resolved path, which a copy is found by
+    config = config_for("none", dataset="imagenet2012", data_dir="gs://bucket/data")
+    found, *_ = machine.disk(config, tmp_path, None)
+    assert f"free at {tmp_path}/there" in found.text
+
+
+def test_a_copy_is_removed_only_if_it_can_be_locked(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALEXNET_CACHE_DIR", str(tmp_path))
+    old = tmp_path / "copies/old"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+        with copies._own_folder():
+            assert old.exists()
+    os.utime(old, (0, 0))
+    with copies._own_folder():
+        assert not old.exists()
+
+
+def test_what_cannot_be_put_is_kept_whatever_the_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ALEXNET_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "run").mkdir()
+    copy = copies.Copy("gs://bucket/run", tmp_path / "run", "add", None)
+
+    def unreachable():
+        raise stores.StoreError("gs://bucket/run cannot be reached.")
+
+    monkeypatch.setattr(copy, "put", unreachable)
+    (tmp_path / "run/metrics.jsonl").write_text("a line")
+    with pytest.raises(FloatingPointError), copies._put_at_end(copy):
+        raise FloatingPointError("the loss is not finite")
+    (kept,) = (tmp_path / "cache").glob("kept-*/run")
+    assert capsys.readouterr().err == f"What is not in the store is kept in {kept}.\n"
+    assert (kept / "metrics.jsonl").read_text() == "a line"
 
 
 @pytest.mark.parametrize(

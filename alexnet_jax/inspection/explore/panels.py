@@ -95,8 +95,10 @@ def _lrn_panel(subject, svg, values, what_if, look, seen):
     if pixel is None or not (pixel[0] < shown.shape[0] and pixel[1] < shown.shape[1]):
         pixel = np.unravel_index(np.abs(shown).argmax(), shown.shape)
     pixel = tuple(map(int, pixel))
-    found = blocks.window(look, name, tower, number, *pixel)
     words = f"map {number + 1} of {maps.shape[-1]}, before {name}, at row {pixel[0]}, column {pixel[1]}"
+    if look.architecture[names.index(name)].sees == "all":  # the window is among the maps of all towers
+        tower, number = 0, tower * maps.shape[-1] + number
+    found = blocks.window(look, name, tower, number, *pixel)
     caption = f"<p class='ex-caption'>{words}</p>"
     return {"point": html.lrn_map(shown, pixel, words) + caption, "window": html.lrn_panel(found, number)}
 
