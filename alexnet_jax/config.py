@@ -35,7 +35,9 @@ def _one_of(*values: str) -> Field:
     return Field(str, "one of " + ", ".join(values), lambda value: value in values)
 
 
-# The step, and what is compared with it, is an int32; a key is made of 32 bits of the seed.
+# The step, and what is compared with it, is an int32. A key is made of 32 bits of the seed.
+_SEED = Field(int, "an integer of at least 0, below 2^32", lambda value: 0 <= value < 2**32)
+_EVERY = Field(int, "an integer of at least 1", lambda value: value >= 1)
 _POSITIVE = Field(int, "an integer of at least 1, below 2^31", lambda value: 1 <= value < 2**31)
 _NOT_NEGATIVE = Field(int, "an integer of at least 0, below 2^31", lambda value: 0 <= value < 2**31)
 _SHARE = Field(float, "a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
@@ -101,7 +103,7 @@ FIELDS = {
     "architecture": Field(str, networks.ACCEPTED, _is_network),
     "dtype": _one_of("float32", "bfloat16"),
     "pretrained": _TEXT,
-    "seed": _NOT_NEGATIVE,
+    "seed": _SEED,
     "shuffle": _FLAG,
     "early_share": Field(float, "a number above 0, at most 1", lambda value: 0 < value <= 1),
     "early_epochs": _NOT_NEGATIVE,
@@ -138,8 +140,8 @@ FIELDS = {
     "views": _free(Field(int, "1, 5 or 10", lambda value: value in (1, 5, 10))),
     "eval_every_steps": _NOT_NEGATIVE,
     "data_on_device": _free(_one_of("auto", "always", "never")),
-    "checkpoint_every_steps": _free(_POSITIVE),
-    "log_every_steps": _free(_POSITIVE),
+    "checkpoint_every_steps": _free(_EVERY),
+    "log_every_steps": _free(_EVERY),
     "profile": _free(_FLAG),
     "report": _free(_FLAG),
 }
@@ -228,7 +230,7 @@ def check_resumable(config: ml_collections.ConfigDict, saved: ml_collections.Con
             )
         if name == "dataset" and all(str(config[name]).startswith("folder:") for config in (now, before)):
             continue  # images may be moved; setup.check_contents compares what is in the folders
-        if name == "pretrained" and Path(now[name]).name == Path(before[name]).name:
+        if name == "pretrained" and Path(now[name]).name == Path(before[name]).name != "":
             continue  # it may be moved, and only a run that begins reads it
         if name == "architecture" and now[name].upper() == before[name].upper():
             continue

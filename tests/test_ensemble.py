@@ -17,9 +17,11 @@ from tiny import statistics_of
 from alexnet_jax import AlexNet
 from alexnet_jax import config as config_lib
 from alexnet_jax.cli import ensemble as command
+from alexnet_jax.data import sources
 from alexnet_jax.errors import UsageError
 from alexnet_jax.evaluation import ensemble, saved
 from alexnet_jax.evaluation.ensemble import Member, Predictions
+from alexnet_jax.evaluation.trained import Trained
 from alexnet_jax.network.architectures import with_classes
 from alexnet_jax.network.networks import QUICKSTART
 from alexnet_jax.training import loop
@@ -325,6 +327,15 @@ def test_runs_are_evaluated_saved_and_used_again(workdirs, tmp_path, capsys):
             run(*arguments)
 
 
+def test_a_label_of_no_class_is_refused_by_the_name_of_its_image(folder, workdirs):
+    trained = Trained.read(workdirs[0], batch_size=8)
+    opened = sources.open_dataset(f"folder:{folder}/five", "", image_size=32, train_split=None, eval_split="val")
+    labels = np.where(np.arange(30) == 21, -1, opened.evaluation.labels)
+    source = dataclasses.replace(opened.evaluation, labels=labels)
+    with pytest.raises(UsageError, match=f"{source.describe(21)} has the label -1; accepted are 0 to 4"):
+        ensemble.predict(trained, source, None, 1)
+
+
 def test_what_does_not_fit_is_told_before_anything_runs(workdirs, tmp_path, monkeypatch):
     monkeypatch.setattr(ensemble, "predict", None)
     first, second, other = (f"--workdir={workdir}" for workdir in workdirs)
@@ -345,7 +356,10 @@ def test_what_does_not_fit_is_told_before_anything_runs(workdirs, tmp_path, monk
     with pytest.raises(UsageError, match="holds no run"):
         run(first, f"--workdir={tmp_path}")
     for names, wanted in (
-        ("bee0 class1 class2 class3 class4", "trained on the classes bee0, class1, .* now has class0, class1, class2"),
+        (
+            "bee0 class1 class2 class3 class4",
+            "trained on other classes than folder:.*five has now: class 0 was bee0, and is class0",
+        ),
         (None, "was trained on 2 classes, but folder:.*five now has 5"),
     ):
         changed = shutil.copytree(workdirs[0 if names else 2], tmp_path / f"changed_{names}")

@@ -688,12 +688,12 @@ def test_only_may_name_runs_that_are_known_later(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_check", lambda setting, trials: None)
     monkeypatch.setattr(runs, "outcomes", lambda _: {name: {} for name in made})
     setting = setting_for(tmp_path, pretrain="digits", only=("pretrain", "finetune"))
-    runs.carry_out(setting, ensembles.plan, lambda setting, done: "table", later=("finetune",))
+    runs.carry_out(setting, ensembles.plan, lambda setting, done: "table", later={"finetune": "pretrain"})
     assert made == ["pretrain-seed0", "pretrain-seed1", "finetune-seed0", "finetune-seed1"]
     made.clear()
-    setting = setting_for(tmp_path, pretrain="digits", only=("finetune",))
+    setting = setting_for(tmp_path, pretrain="digits", only=("cnn", "finetune"))
     with pytest.raises(UsageError, match="--only names finetune, but this experiment has the runs cnn, pretrain"):
-        runs.carry_out(setting, ensembles.plan, lambda setting, done: "table", later=("finetune",))
+        runs.carry_out(setting, ensembles.plan, lambda setting, done: "table", later={"finetune": "pretrain"})
 
 
 def test_where_nothing_can_be_locked_an_experiment_goes_on_and_says_so(tmp_path, monkeypatch, capsys):

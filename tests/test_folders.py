@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,16 @@ def test_a_link_to_a_folder_is_followed_but_not_in_a_circle(tmp_path):
     data = opened(tmp_path / "in")
     assert sorted(names_of(data.train, tmp_path / "in/train")) == ["cat/1.png", "cat/more/9.png", "dog/1.png"]
     assert "3 files that are not images" in data.remarks[0]
+
+
+def test_a_link_that_the_system_does_not_follow_is_an_error(tmp_path, monkeypatch):
+    def refuses():
+        raise PermissionError(13, "Permission denied")
+
+    entry = SimpleNamespace(path="train/cat/there", is_dir=refuses, is_file=refuses)
+    for question in (folders.is_folder, folders.is_file):
+        with pytest.raises(UsageError, match=r"train/cat/there cannot be read \(Permission denied\)"):
+            question(entry)
 
 
 def test_a_name_that_is_not_utf8_is_told_if_it_is_no_image(tmp_path):

@@ -75,7 +75,11 @@ def start_two(
 
 def end(processes):
     """(exit code, stdout, stderr) of each."""
-    shown = [process.communicate(timeout=300) for process in processes]
+    try:
+        shown = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:  # nothing, unless one of them hangs
+            process.kill()
     return [(process.returncode, *texts) for process, texts in zip(processes, shown, strict=True)]
 
 

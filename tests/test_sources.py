@@ -326,8 +326,17 @@ def test_records_that_cannot_be_read_by_random_access_are_refused(tmp_path):
 
 
 def test_a_version_that_there_is_not_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"TFDS cannot open the dataset 'tiny_squares:9\.9\.9': "):
+    with pytest.raises(UsageError, match=r"TFDS has no such version of 'tiny_squares:9\.9\.9': "):
         open_it("tiny_squares:9.9.9", tmp_path)
+
+
+def test_a_dataset_that_needs_another_package_says_which(tmp_path, monkeypatch):
+    def needs(*_, **__):
+        raise ImportError("Please install the package abc")
+
+    monkeypatch.setattr(tfds, "builder", needs)
+    with pytest.raises(UsageError, match=r"dataset 'squares': Please install the package abc\. Install that package"):
+        open_it("squares", tmp_path)
 
 
 def test_a_home_folder_is_found_also_where_no_shell_writes_it_out(tmp_path, monkeypatch):

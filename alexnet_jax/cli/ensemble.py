@@ -1,6 +1,7 @@
 """The command `ensemble`: the errors of several networks' averaged probabilities."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -92,12 +93,14 @@ def _open(workdir, options):
         config.train_split,
     )
     before, now = weights.class_names, opened.class_names
-    if before and now and tuple(before) != tuple(now):
+    pairs = enumerate(itertools.zip_longest(before, now)) if before and now else ()
+    if changed := [(k, one, other) for k, (one, other) in pairs if one != other]:
+        k, one, other = changed[0]
         raise UsageError(
-            f"{workdir} was trained on the classes {', '.join(before):.99}, but {config.dataset} now has "
-            f"{', '.join(now):.99}. Give the data that it was trained on."
+            f"{workdir} was trained on other classes than {config.dataset} has now: class {k} was {one}, and is "
+            f"{other}. Give the data that it was trained on."
         )
-    if (opened.num_classes or 0) > (known := weights.architecture[-1].units):
+    if not config.num_classes and (opened.num_classes or 0) > (known := weights.architecture[-1].units):
         raise UsageError(
             f"{workdir} was trained on {known} classes, but {config.dataset} now has {opened.num_classes}. Give the "
             "data that it was trained on."

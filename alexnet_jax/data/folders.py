@@ -6,8 +6,8 @@
 - The order of the images is that of the digests of their names. So it is mixed, and the same on each machine.
 """
 
-import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -56,10 +56,22 @@ def visible(folder: str | Path) -> list[os.DirEntry]:
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder, or a link to one; a link that cannot be followed is none."""
-    with contextlib.suppress(OSError):
-        return entry.is_dir()
-    return False
+    """Whether an entry is a folder, or a link to one. UsageError if the system does not say."""
+    return _ask(entry.is_dir, entry)
+
+
+def is_file(entry: os.DirEntry) -> bool:
+    """As is_folder, for files."""
+    return _ask(entry.is_file, entry)
+
+
+def _ask(question, entry):
+    try:
+        return question()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself, which is neither
+            return False
+        raise UsageError(f"{entry.path} cannot be read ({error.strerror}). Correct that, or move it away.") from error
 
 
 def splits_of(root: Path) -> list[str]:
@@ -161,9 +173,7 @@ def _images(folder: str, above: tuple[str, ...], left_out: list[str]) -> Iterato
 
 
 def _is_image(entry):
-    with contextlib.suppress(OSError):  # as in is_folder
-        return entry.is_file() and os.path.splitext(entry.name)[1].lower() in SUFFIXES
-    return False
+    return is_file(entry) and os.path.splitext(entry.name)[1].lower() in SUFFIXES
 
 
 def _about_classes(root, classes, found):

@@ -184,7 +184,7 @@ def _imagenet_files(folder: Path) -> Iterator[Original]:
     for entry in folders.visible(folder):
         if folders.is_folder(entry):
             for file in folders.visible(entry):
-                if not file.is_file():
+                if not folders.is_file(file):
                     raise UsageError(f"{file.path} is not a file; accepted is SPLIT/CLASS/FILE. Move it away.")
                 yield _of_file(file.name, file.path, imagenet.label_of(file.name, entry.name, str(folder)))
         elif entry.name.startswith("ILSVRC2012_val_"):

@@ -260,8 +260,12 @@ def _builder(name: str, data_dir: str, image_size: int) -> tfds.core.DatasetBuil
     arguments = {"data_dir": data_dir or None}
     try:
         builder = Digits(**arguments) if name == "digits" else tfds.builder(name, **arguments)
-    except (AssertionError, ImportError) as error:  # no such version; or the dataset needs another package
-        raise UsageError(f"TFDS cannot open the dataset {name!r}: {error} Correct --config.dataset.") from error
+    except AssertionError as error:
+        raise UsageError(f"TFDS has no such version of {name!r}: {error} Correct --config.dataset.") from error
+    except ImportError as error:
+        raise UsageError(
+            f"TFDS cannot open the dataset {name!r}: {error}. Install that package, or choose another --config.dataset."
+        ) from error
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: a name cannot have this form
         close = difflib.get_close_matches(name, ["digits", *tfds.list_builders(with_community_datasets=False)])
         close = [f"folder:{name}"] if os.path.isdir(os.path.expanduser(name)) else close

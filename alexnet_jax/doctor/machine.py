@@ -103,11 +103,15 @@ def disk(config, workdir: Path, recipe: Recipe | None) -> Findings:
     """Disk space for the data, and for the checkpoints in the workdir."""
     folder = _data_folder(config)
     free = shutil.disk_usage(_existing(folder)).free
+    stored = stores.is_address(config.data_dir)
+    remedy = (
+        "set ALEXNET_CACHE_DIR to a folder on another disk" if stored else "point --config.data_dir to another disk"
+    )
     if recipe is None and config.dataset == "imagenet2012" and free < IMAGENET_BYTES:
         yield warning(
             "disk of the data",
             f"{_gb(free)} free at {folder}; ImageNet's records take about {_gb(IMAGENET_BYTES)}. "
-            "Make room, or point --config.data_dir to another disk.",
+            f"Make room, or {remedy}.",
         )
     else:
         yield ok("disk of the data", f"{_gb(free)} free at {folder}")

@@ -105,7 +105,8 @@ def predict(trained: Trained, source: Source, member: Member, views: int) -> Pre
     rows, labels = [], []
     with tqdm(total=len(source), unit="image", disable=None) as bar:
         for probabilities, there in trained.over(source, lambda images: trained.probabilities(images, views)):
-            survey.check_labels(there, probabilities.shape[-1], lambda i: source.describe(bar.n + i))
+            before = sum(map(len, labels))
+            survey.check_labels(there, probabilities.shape[-1], lambda i, before=before: source.describe(before + i))
             rows.append(probabilities)
             labels.append(there)
             bar.update(len(there))

@@ -1,6 +1,7 @@
 """Errors over a whole split: each example exactly once (paper, section 6)."""
 
 import collections
+import contextlib
 import math
 
 import jax
@@ -31,19 +32,19 @@ def evaluate(
     total, running = collections.Counter(), []
     placement = network.placement
     rows = placement.rows_here(batch_size)
-    for batch in batches.eval_batches(source, batch_size=batch_size, image_size=image_size, rows=rows):
-        if interrupted():
-            return None
-        kept, labels = batch["mask"], batch["label"]
-        survey.check_labels(
-            labels[kept], network.architecture[-1].units, lambda i, at=batch["index"][kept]: source.describe(int(at[i]))
-        )
-        batch = placement.put(batch, batch_size)
-        running.append(
-            count_errors(params, batch, statistics.mean_image, network=network, views=views, mean_at=mean_at)
-        )
-        if len(running) > 1:  # fetched one batch late, so that the device does not wait
-            total.update(_numbers(running.pop(0)))
+    read = batches.eval_batches(source, batch_size=batch_size, image_size=image_size, rows=rows)
+    with contextlib.closing(read):  # an error, too, stops its threads
+        for batch in read:
+            if interrupted():
+                return None
+            labels, at = batch["label"][batch["mask"]], batch["index"][batch["mask"]]
+            survey.check_labels(labels, network.architecture[-1].units, lambda i, at=at: source.describe(int(at[i])))
+            batch = placement.put(batch, batch_size)
+            running.append(
+                count_errors(params, batch, statistics.mean_image, network=network, views=views, mean_at=mean_at)
+            )
+            if len(running) > 1:  # fetched one batch late, so that the device does not wait
+                total.update(_numbers(running.pop(0)))
     for counts in running:
         total.update(_numbers(counts))
     examples = total["examples"]

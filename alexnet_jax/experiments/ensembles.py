@@ -43,7 +43,7 @@ def run(setting: Setting) -> str | None:
             f"config.architecture is {setting.config.architecture}, with {convolutions} convolutions; accepted is a "
             "network with five, because six_conv adds a sixth. Give --config.architecture=PAPER, or QUICKSTART."
         )
-    return runs.carry_out(setting, plan, write, later=("finetune",) if setting.pretrain else ())
+    return runs.carry_out(setting, plan, write, later={"finetune": "pretrain"} if setting.pretrain else {})
 
 
 def plan(setting: Setting, done: Outcomes) -> list[Trial]:

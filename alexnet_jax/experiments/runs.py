@@ -5,7 +5,8 @@ import dataclasses
 import fcntl
 import json
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -66,7 +67,7 @@ def carry_out(
     setting: Setting,
     plan: Callable[[Setting, Outcomes], list[Trial]],
     write: Callable[[Setting, Outcomes], str],
-    later: tuple[str, ...] = (),
+    later: Mapping[str, str] = types.MappingProxyType({}),
 ) -> str | None:
     """Makes all missing runs of an experiment, one after the other, and its table.
 
@@ -77,7 +78,7 @@ def carry_out(
       setting: the argument of plan and write.
       plan: function that returns the runs known so far, given the finished ones. It is called again after each run.
       write: function that writes tables and figures of the finished runs, after each run; it returns the table as text.
-      later: names, for `only`, of runs that plan returns only when others are finished.
+      later: names, for `only`, of runs that plan returns only when others are finished; each with the others' name.
 
     Returns:
       The table; None after SIGTERM, with the current run saved.
@@ -164,11 +165,11 @@ def claim(setting: Setting) -> None:
 
 
 def _chosen(setting, trials, later):
-    """The runs that the user chose; UsageError if a name is not that of any run, or if all named runs come later."""
+    """The runs that the user chose; UsageError if a name is not that of any run, or its run needs another one first."""
     if not setting.only:
         return trials
     names, asked = {trial.name.rpartition("-seed")[0] for trial in trials}, set(setting.only)
-    if unknown := asked - names - (set(later) if asked & names else set()):
+    if unknown := asked - names - {name for name, needed in later.items() if needed in asked}:
         raise UsageError(
             f"--only names {', '.join(sorted(unknown))}, but this experiment has the runs {', '.join(sorted(names))}. "
             "Give some of these."

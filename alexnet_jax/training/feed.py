@@ -20,7 +20,7 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.training.setup import Run
 from alexnet_jax.training.step import Examples, take, train_step, train_steps
 
-SHARE = 1 / 4  # of a device's free memory, which the images may take
+SHARE = 1 / 4  # of the free memory of a device, and of the host, which the images may take
 AT_ONCE = {"cpu": 1}  # steps of one program; in a loop, XLA's CPU compiler makes weight gradients 40 times slower
 AT_ONCE_ELSEWHERE = 16
 
@@ -83,7 +83,7 @@ def feed(run: Run, start: int) -> FromHost | OnDevice:
     """The batches of the steps after `start`.
 
     Raises:
-      UsageError: on all processes, if config.data_on_device asks for more than the memory of a device.
+      UsageError: on all processes, if config.data_on_device asks for more than the memory of a device, or of the host.
     """
     stays, why_not = choose(run, start)
     if why_not:
