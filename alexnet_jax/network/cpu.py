@@ -90,7 +90,7 @@ def convolution_for(x, kernel, stride, padding):
     high, wide = _sides(x, kernel, stride, padding)
     if h * x.shape[2] * maps * wide * outputs <= 100_000:  # size of the matrix in by_rows
         return by_rows(x, kernel, stride, padding)
-    large = (stride > 1 or kernel.size > 100_000) and min(high, wide) > 3 * _TILE
+    large = (stride > 1 or kernel.size > 150_000) and min(high, wide) > 3 * _TILE
     return by_tiles(x, kernel, stride, padding) if large and h == w and -(-h // stride) in SIDES else None
 
 
