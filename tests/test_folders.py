@@ -112,7 +112,7 @@ def test_a_link_to_a_folder_is_followed_but_not_in_a_circle(tmp_path):
     assert "3 files that are not images" in data.remarks[0]
 
 
-def test_a_link_that_the_system_does_not_follow_is_an_error(tmp_path, monkeypatch):
+def test_a_link_that_the_system_does_not_follow_is_an_error():
     def refuses():
         raise PermissionError(13, "Permission denied")
 

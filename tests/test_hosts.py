@@ -55,8 +55,8 @@ def start(workdir, data_dir, *arguments, devices=1, environment=None, cwd=ROOT, 
 
 
 PATIENT, QUICK = "--timeout=1000", "--timeout=20"
-"""Seconds without a sign of life after which a process counts as lost. JAX counts them with the clock of the day: if
-that is set forward by more (a virtual machine that was paused does so), all processes count as lost."""
+"""Seconds without a sign of life after which a process counts as lost. QUICK is for tests that lose one. The others
+are patient: after 100 s, JAX once counted both processes as lost on a machine whose log had a gap of 94 s."""
 
 
 def start_two(

@@ -130,9 +130,9 @@ def test_an_image_of_one_colour_keeps_it(exact):
 
 @BOTH
 @pytest.mark.parametrize("size", [24, 16])
-def test_a_jpeg_with_the_wrong_numbers_of_a_samsung_phone_is_read(size, exact):
+def test_a_jpeg_with_the_wrong_end_of_its_spectrum_is_read(size, exact):
     clean = jpeg(photo(24, 24))
-    end = clean.index(b"\xff\xda") + 4 + 1 + 2 * 3 + 1  # of the spectrum, which is always 63 in a sequential JPEG
+    end = clean.index(b"\xff\xda") + 4 + 1 + 2 * 3 + 1  # always 63 in a sequential JPEG
     assert clean[end] == 63
     read = decode_square(clean[:end] + b"\0" + clean[end + 1 :], size, exact=exact)
     np.testing.assert_array_equal(read, decode_square(clean, size, exact=exact))

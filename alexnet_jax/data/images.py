@@ -25,9 +25,9 @@ _UPRIGHT = {  # EXIF orientation -> the stored square turned upright
 }
 
 
-# Warnings of the JPEG library, for which simplejpeg refuses an image: they come with images of TFDS's cats_vs_dogs, of
-# Samsung phones, and of Adobe's programs.
-_HARMLESS = "extraneous bytes", "Invalid SOS parameters", "Unknown Adobe color transform"
+# Warnings of the JPEG library, for which simplejpeg refuses an image: the first come with many images of TFDS's
+# cats_vs_dogs, the second with those of some phones.
+_HARMLESS = "extraneous bytes", "Invalid SOS parameters"
 
 
 class _OtherFormatError(ImageError):

@@ -104,9 +104,7 @@ def disk(config, workdir: Path, recipe: Recipe | None) -> Findings:
     folder = _data_folder(config)
     free = shutil.disk_usage(_existing(folder)).free
     stored = stores.is_address(config.data_dir)
-    remedy = (
-        "set ALEXNET_CACHE_DIR to a folder on another disk" if stored else "point --config.data_dir to another disk"
-    )
+    remedy = copies.ANOTHER_DISK if stored else "point --config.data_dir to another disk"
     if recipe is None and config.dataset == "imagenet2012" and free < IMAGENET_BYTES:
         yield warning(
             "disk of the data",

@@ -23,6 +23,7 @@ from alexnet_jax.files import alone, local_folder, stores
 from alexnet_jax.files.lease import Lease
 
 WHOLE = "_CHECKPOINT_METADATA"  # of Orbax, in each of its checkpoints
+ANOTHER_DISK = "set ALEXNET_CACHE_DIR to a folder on another disk"  # advice, in messages
 _CHECKPOINT = re.compile(r"(?:.*/)?checkpoints/\d+(?=/)")
 _ASIDE = re.compile(r"(?:.*/)?damaged/[^/]+(?=/)")
 _NOT_READ = re.compile(r"(.*/)?(events\.out\.tfevents[^/]*|(plugins|damaged|report)/.*|\.[^/]*)")
@@ -59,7 +60,7 @@ def named(text: str) -> str:
 def disk_of(folder: Path) -> tuple[str, str]:
     """Where a local folder takes its space, and what to do to use another disk, for messages."""
     if copy := copy_of(folder):
-        return f"{cache()} (the local copy of {copy.address})", "set ALEXNET_CACHE_DIR to a folder on another disk"
+        return f"{cache()} (the local copy of {copy.address})", ANOTHER_DISK
     return str(folder), "give another --workdir"
 
 
